@@ -1,0 +1,151 @@
+"""Is the candidate accurate enough?
+
+The lower end of a Wilson interval must reach the floor: overall, for each label and for each slice. The lower end of
+Tango's interval of the gain over the untouched base model must reach the gain asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sparsegate.contracts import JSON, Check, GateContext, GateResult, Prediction
+from sparsegate.evaluation.intervals import wilson
+from sparsegate.files import sha256_file
+from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.rules import at_least, collect, given, in_range, level
+from sparsegate_gates.slices import SmallSlices, judge_groups, positions_by_slice
+
+
+@dataclass(frozen=True)
+class AccuracySettings:
+    """Thresholds of the accuracy gate.
+
+    Args:
+        reason: Why these thresholds, and when they were chosen.
+        floor: Lower bound of the accuracy must reach this.
+        gain_over_base: Lower bound of (candidate - base) must reach this.
+        minimum_n: Evaluation items needed.
+        class_recall_floor: Lower bound of each label's recall must reach this; None does not ask. Classification only.
+        slice_floor: Lower bound of each slice's accuracy must reach this; None does not ask.
+        slice_minimum_n: Items that a label or slice needs to be judged by itself.
+        small_slices: What a label or slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
+        confidence: Two-sided level of the intervals.
+    """
+
+    reason: str
+    floor: float
+    gain_over_base: float
+    minimum_n: int
+    class_recall_floor: float | None = None
+    slice_floor: float | None = None
+    slice_minimum_n: int = 30
+    small_slices: SmallSlices = "report"
+    confidence: float = 0.95
+
+    def problems(self) -> dict[str, str]:
+        return collect(
+            reason=given("reason", self.reason),
+            floor=in_range("floor", self.floor),
+            gain_over_base=in_range("gain_over_base", self.gain_over_base, -1, 1),
+            minimum_n=at_least("minimum_n", self.minimum_n, 1),
+            class_recall_floor=in_range("class_recall_floor", self.class_recall_floor),
+            slice_floor=in_range("slice_floor", self.slice_floor),
+            slice_minimum_n=at_least("slice_minimum_n", self.slice_minimum_n, 1),
+            confidence=level("confidence", self.confidence),
+        )
+
+
+class Accuracy:
+    """Judges the candidate's answers to the evaluation set."""
+
+    name = "accuracy"
+    settings: type = AccuracySettings
+    stage: Literal["data", "model"] = "model"
+
+    def run(self, context: GateContext) -> GateResult:
+        settings: AccuracySettings = context.settings
+        context.path("data.evaluation")  # without it, items that were left out would go unnoticed
+        candidate = read_predictions(context, "predictions.candidate")
+        base = read_predictions(context, "predictions.base")
+        require_same_items(candidate, base, "predictions.base")
+
+        everything = list(range(len(candidate)))
+        checks = [_floor_check("accuracy", candidate, everything, settings.floor, settings.minimum_n, settings)]
+        gain = PairedCounts.of([line.correct for line in candidate], [line.correct for line in base])
+        checks.append(
+            Check.at_least(
+                "gain over base",
+                gain.difference,
+                settings.gain_over_base,
+                n=gain.n,
+                minimum_n=settings.minimum_n,
+                interval=gain.interval(settings.confidence),
+            )
+        )
+        group_checks, not_judged = _group_checks(candidate, settings, by_label=context.task == "classification")
+        details: dict[str, JSON] = {"base_accuracy": sum(line.correct for line in base) / len(base)}
+        if context.task == "classification":
+            details |= _figures(candidate)
+        return GateResult(
+            gate=self.name,
+            checks=(*checks, *group_checks),
+            method="Wilson 1927 interval for rates; Tango 1998 score interval for the paired gain",
+            items_sha256=sha256_file(context.path("predictions.candidate")),
+            details={**details, "not_judged": not_judged},
+        )
+
+
+def _floor_check(
+    name: str,
+    lines: Sequence[Prediction],
+    positions: Sequence[int],
+    floor: float,
+    minimum_n: int,
+    settings: AccuracySettings,
+) -> Check:
+    chosen = [lines[position] for position in positions]
+    right = sum(line.correct for line in chosen)
+    return Check.at_least(
+        name,
+        right / len(chosen),
+        floor,
+        n=len(chosen),
+        minimum_n=minimum_n,
+        interval=wilson(right, len(chosen), settings.confidence),
+        items=tuple(line.id for line in chosen if not line.correct)[:10],
+    )
+
+
+def _group_checks(
+    lines: Sequence[Prediction], settings: AccuracySettings, *, by_label: bool
+) -> tuple[list[Check], list[str]]:
+    """Judge the labels and the slices that the policy asks about."""
+    asked: list[tuple[dict[str, list[int]], float]] = []
+    if settings.class_recall_floor is not None and by_label:
+        labels: dict[str, list[int]] = {}
+        for position, line in enumerate(lines):
+            labels.setdefault(f"label={line.expected}", []).append(position)
+        asked.append((dict(sorted(labels.items())), settings.class_recall_floor))
+    if settings.slice_floor is not None:
+        asked.append((positions_by_slice(lines), settings.slice_floor))
+
+    checks: list[Check] = []
+    not_judged: list[str] = []
+    for groups, floor in asked:
+
+        def judge(name: str, positions: list[int], floor: float = floor) -> Check:
+            return _floor_check(name, lines, positions, floor, settings.slice_minimum_n, settings)
+
+        found, left_out = judge_groups(groups, judge, minimum_n=settings.slice_minimum_n, small=settings.small_slices)
+        checks += found
+        not_judged += left_out
+    return checks, not_judged
+
+
+def _figures(lines: Sequence[Prediction]) -> dict[str, Any]:
+    from sparsegate.evaluation.metrics import classification_figures
+
+    figures = classification_figures([line.expected for line in lines], [line.predicted for line in lines])
+    return asdict(figures)

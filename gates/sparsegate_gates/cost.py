@@ -1,0 +1,151 @@
+"""Did training, and does the result, cost little enough?
+
+Each bound is asked only where the policy sets it, and at least two must be set. Full fine-tuning is counted as 16
+bytes for each parameter of the model: fp32 value, gradient and the two moments of Adam, 4 bytes each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from sparsegate.contracts import Check, CostReport, GateContext, GateResult
+from sparsegate.errors import DataError
+from sparsegate.files import read_json, sha256_file
+from sparsegate_gates.rules import at_least, collect, given, positive
+
+FULL_FINE_TUNING_BYTES_PER_PARAMETER = 16
+
+
+@dataclass(frozen=True)
+class CostSettings:
+    """Bounds of the cost gate; None does not ask.
+
+    Args:
+        reason: Why these bounds, and when they were chosen.
+        max_peak_memory_bytes: Peak memory of training.
+        max_train_seconds: Wall-clock time of training.
+        max_artifact_fraction: Size of the delta file as a share of the base model's weights.
+        max_trainable_state_fraction: Bytes of trained values, gradients and moments as a share of full fine-tuning's.
+        max_latency_ratio: Candidate's seconds for one item over the base's.
+        latency_minimum_n: Items behind the latency.
+        max_train_seconds_over_champion: Training time over the champion's; not asked where the champion left no cost.
+    """
+
+    reason: str
+    max_peak_memory_bytes: int | None = None
+    max_train_seconds: float | None = None
+    max_artifact_fraction: float | None = None
+    max_trainable_state_fraction: float | None = None
+    max_latency_ratio: float | None = None
+    latency_minimum_n: int = 30
+    max_train_seconds_over_champion: float | None = None
+
+    def problems(self) -> dict[str, str]:
+        bounds = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name.startswith("max_") and not entry.name.endswith("_champion")
+        }
+        found = collect(
+            reason=given("reason", self.reason),
+            latency_minimum_n=at_least("latency_minimum_n", self.latency_minimum_n, 1),
+            max_train_seconds_over_champion=positive(
+                "max_train_seconds_over_champion", self.max_train_seconds_over_champion
+            ),
+            **{name: positive(name, bound) for name, bound in bounds.items()},
+        )
+        if sum(bound is not None for bound in bounds.values()) < 2:
+            found["bounds"] = f"bounds must be set, at least two of: {', '.join(sorted(bounds))}"
+        return found
+
+
+class Cost:
+    """Judges the measured cost of the run."""
+
+    name = "cost"
+    settings: type = CostSettings
+    stage: Literal["data", "model"] = "model"
+
+    def run(self, context: GateContext) -> GateResult:
+        settings: CostSettings = context.settings
+        cost = _read_cost(context, "cost")
+        full_bytes = FULL_FINE_TUNING_BYTES_PER_PARAMETER * cost.total_parameters
+        asked: list[tuple[str, float | None, Callable[[], float]]] = [
+            ("peak memory (bytes)", settings.max_peak_memory_bytes, lambda: cost.peak_memory_bytes),
+            ("training time (s)", settings.max_train_seconds, lambda: cost.train_seconds),
+            ("artifact / base", settings.max_artifact_fraction, lambda: cost.artifact_bytes / cost.base_bytes),
+            (
+                "trainable state / full fine-tuning",
+                settings.max_trainable_state_fraction,
+                lambda: cost.trainable_state_bytes / full_bytes,
+            ),
+        ]
+        checks = [Check.at_most(name, measure(), bound, n=1) for name, bound, measure in asked if bound is not None]
+        if settings.max_latency_ratio is not None:
+            checks.append(_latency_check(context, settings.max_latency_ratio, settings.latency_minimum_n))
+        not_asked: list[str] = []
+        if settings.max_train_seconds_over_champion is not None:
+            if context.has("cost.champion"):
+                ratio = cost.train_seconds / _read_cost(context, "cost.champion").train_seconds
+                checks.append(
+                    Check.at_most("training time / champion", ratio, settings.max_train_seconds_over_champion, n=1)
+                )
+            else:
+                not_asked.append("training time / champion: the champion left no cost file")
+        return GateResult(
+            gate=self.name,
+            checks=tuple(checks),
+            method="measured on this run; full fine-tuning counted as 16 bytes for each parameter (fp32, Adam)",
+            items_sha256=sha256_file(context.path("cost")),
+            details={"method": cost.method, "device": cost.device, "steps": cost.steps, "not_judged": not_asked},
+        )
+
+
+def _read_cost(context: GateContext, name: str) -> CostReport:
+    """Read a cost file; a figure that was not measured is not a small cost.
+
+    Raises:
+        DataError: If it is not a cost report, or a figure is not positive and finite.
+    """
+    path = context.path(name)
+    data = read_json(path)
+    try:
+        cost = CostReport(**data)
+    except TypeError as error:
+        raise DataError(f"{path.name} is not a cost report: {error}") from None
+    _require_positive(
+        path.name,
+        {
+            name: getattr(cost, name)
+            for name in (
+                "train_seconds",
+                "peak_memory_bytes",
+                "total_parameters",
+                "trainable_state_bytes",
+                "artifact_bytes",
+                "base_bytes",
+            )
+        },
+    )
+    return cost
+
+
+def _latency_check(context: GateContext, bound: float, minimum_n: int) -> Check:
+    path = context.path("latency")
+    data = read_json(path)
+    names = ("candidate_seconds_per_item", "base_seconds_per_item", "n")
+    if not isinstance(data, Mapping) or not all(name in data for name in names):
+        raise DataError(f"{path.name} must hold {', '.join(names)}")
+    _require_positive(path.name, {name: data[name] for name in names})
+    ratio = data["candidate_seconds_per_item"] / data["base_seconds_per_item"]
+    return Check.at_most("latency / base", ratio, bound, n=int(data["n"]), minimum_n=minimum_n)
+
+
+def _require_positive(file: str, figures: Mapping[str, object]) -> None:
+    for name, value in figures.items():
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        if not sound:
+            raise DataError(f"{file}: {name} must be measured, a finite number above 0, got {value!r}")

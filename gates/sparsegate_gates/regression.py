@@ -1,0 +1,133 @@
+"""Is the candidate at least as good as the champion?
+
+Paired non-inferiority: the lower end of Tango's interval of (candidate - champion) must not fall below minus the
+margin, overall and in each slice. A first version has no champion; it is held against the base model, and only where
+the run says that it is the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsegate.contracts import Check, GateContext, GateResult, Prediction
+from sparsegate.errors import MissingEvidenceError
+from sparsegate.evaluation.intervals import mcnemar_exact
+from sparsegate.files import sha256_file
+from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.rules import at_least, collect, given, in_range, level
+from sparsegate_gates.slices import SmallSlices, judge_groups, positions_by_slice
+
+
+@dataclass(frozen=True)
+class RegressionSettings:
+    """Thresholds of the regression gate.
+
+    Args:
+        reason: Why these thresholds, and when they were chosen.
+        margin: The candidate may be worse by at most this, at the interval's lower end.
+        minimum_n: Evaluation items needed.
+        slice_margin: The same for each slice; None does not ask.
+        slice_minimum_n: Items that a slice needs to be judged by itself.
+        small_slices: What a slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
+        confidence: Two-sided level of the intervals.
+    """
+
+    reason: str
+    margin: float
+    minimum_n: int
+    slice_margin: float | None = None
+    slice_minimum_n: int = 30
+    small_slices: SmallSlices = "report"
+    confidence: float = 0.95
+
+    def problems(self) -> dict[str, str]:
+        return collect(
+            reason=given("reason", self.reason),
+            margin=in_range("margin", self.margin),
+            minimum_n=at_least("minimum_n", self.minimum_n, 1),
+            slice_margin=in_range("slice_margin", self.slice_margin),
+            slice_minimum_n=at_least("slice_minimum_n", self.slice_minimum_n, 1),
+            confidence=level("confidence", self.confidence),
+        )
+
+
+class Regression:
+    """Compares the candidate's answers with the champion's, item by item."""
+
+    name = "regression"
+    settings: type = RegressionSettings
+    stage: Literal["data", "model"] = "model"
+
+    def run(self, context: GateContext) -> GateResult:
+        settings: RegressionSettings = context.settings
+        opponent = _opponent(context)
+        candidate = read_predictions(context, "predictions.candidate")
+        other = read_predictions(context, f"predictions.{opponent}")
+        require_same_items(candidate, other, f"predictions.{opponent}")
+
+        def judge(name: str, positions: Sequence[int], margin: float, minimum_n: int) -> Check:
+            ours, theirs = [candidate[i] for i in positions], [other[i] for i in positions]
+            counts = PairedCounts.of([line.correct for line in ours], [line.correct for line in theirs])
+            return Check.at_least(
+                name,
+                counts.difference,
+                -margin,
+                n=counts.n,
+                minimum_n=minimum_n,
+                interval=counts.interval(settings.confidence),
+                items=negative_flips(ours, theirs)[:10],
+            )
+
+        everything = range(len(candidate))
+        checks = [judge(f"candidate - {opponent}", everything, settings.margin, settings.minimum_n)]
+        not_judged: list[str] = []
+        slice_margin = settings.slice_margin
+        if slice_margin is not None:
+            slices, not_judged = judge_groups(
+                positions_by_slice(candidate),
+                lambda name, positions: judge(name, positions, slice_margin, settings.slice_minimum_n),
+                minimum_n=settings.slice_minimum_n,
+                small=settings.small_slices,
+            )
+            checks += slices
+        counts = PairedCounts.of([line.correct for line in candidate], [line.correct for line in other])
+        return GateResult(
+            gate=self.name,
+            checks=tuple(checks),
+            method="Tango 1998 paired score interval, non-inferiority; exact McNemar test in the details",
+            items_sha256=sha256_file(context.path("predictions.candidate")),
+            details={
+                "compared_with": opponent,
+                "mcnemar_exact_p": mcnemar_exact(counts.only_candidate, counts.only_baseline),
+                "negative_flips": counts.only_baseline,
+                "positive_flips": counts.only_candidate,
+                "not_judged": not_judged,
+            },
+        )
+
+
+def negative_flips(candidate: Sequence[Prediction], other: Sequence[Prediction]) -> tuple[str, ...]:
+    """Return the ids that the other model gets right and the candidate wrong, the largest loss of likelihood first."""
+    lost = [
+        (_likelihood_loss(ours, theirs), ours.id)
+        for ours, theirs in zip(candidate, other, strict=True)
+        if theirs.correct and not ours.correct
+    ]
+    return tuple(item for _, item in sorted(lost, key=lambda entry: (-entry[0], entry[1])))
+
+
+def _likelihood_loss(ours: Prediction, theirs: Prediction) -> float:
+    if ours.nll_nats is None or theirs.nll_nats is None:
+        return -math.inf
+    return ours.nll_nats - theirs.nll_nats
+
+
+def _opponent(context: GateContext) -> Literal["champion", "base"]:
+    if context.has("predictions.champion"):
+        return "champion"
+    if context.facts.get("first") is True:
+        return "base"
+    raise MissingEvidenceError("no champion to compare with, and the run does not say that this is the first version")

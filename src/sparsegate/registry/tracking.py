@@ -1,0 +1,193 @@
+"""Runs in MLflow: open or resume one, put parameters, metrics and files into it, end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from sparsegate.contracts import JSON
+from sparsegate.errors import RegistryError, TrackingError
+from sparsegate.registry.connection import connect, failures_as
+from sparsegate.registry.reachability import check_tracking, sqlite_file
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+__all__ = [
+    "check_tracking",
+    "end_run",
+    "lightning_logger",
+    "log_folder",
+    "log_metrics",
+    "log_params",
+    "open_run",
+    "set_tags",
+]
+
+# MLflow's limits, for one request and one value
+_PARAMS_AT_ONCE = 100
+_METRICS_AT_ONCE = 1000
+_TAGS_AT_ONCE = 100
+_LONGEST_PARAM = 6000
+
+
+def open_run(uri: str, experiment: str, *, run_name: str, tags: Mapping[str, str], run_id: str | None = None) -> str:
+    """Create a run, or take up an interrupted one.
+
+    Args:
+        uri: Tracking URI. With sqlite, artifacts of a new experiment go to ``mlartifacts`` beside the database.
+        experiment: Name of the experiment; created where it is missing.
+        run_name: Name of a new run.
+        tags: Tags to set.
+        run_id: Run to take up again; None creates one.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        TrackingError: If the run can't be opened.
+    """
+    client = connect(uri)
+    with failures_as(TrackingError, uri, f"opening a run in experiment '{experiment}'"):
+        if run_id is None:
+            experiment_id = _experiment_id(client, uri, experiment)
+            run = client.create_run(experiment_id, tags=dict(tags), run_name=run_name)
+            return str(run.info.run_id)
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            raise TrackingError(f"run {run_id} was deleted in MLflow; restore it, or start the run anew")
+        client.update_run(run_id, status="RUNNING")
+        _set_tags(client, run_id, tags)
+        return run_id
+
+
+def _experiment_id(client: Any, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if urlsplit(uri).scheme.startswith("sqlite"):
+            # MLflow's default is relative to the working directory
+            location = (sqlite_file(uri).parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)  # another run may have been faster
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment '{name}' was deleted in MLflow; restore it with"
+            f" 'mlflow experiments restore -x {found.experiment_id}', or name another in registry.experiment"
+        )
+    return str(found.experiment_id)
+
+
+def lightning_logger(uri: str, experiment: str, run_id: str) -> MLFlowLogger:
+    """Return Lightning's MLflow logger for an open run. It uploads no checkpoints and leaves the run open."""
+    client = connect(uri)
+    with failures_as(TrackingError, uri, f"reading run {run_id}"):
+        experiment_id = str(client.get_run(run_id).info.experiment_id)
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    class RunLogger(MLFlowLogger):
+        """Lightning's logger, without its two habits of setting MLflow's global URI and of ending the run."""
+
+        @property
+        def experiment(self) -> Any:
+            return client
+
+        @property
+        def experiment_id(self) -> str:
+            return experiment_id
+
+        def finalize(self, status: str = "success") -> None:
+            """Leave the run open: gates and registration follow."""
+
+    return RunLogger(experiment_name=experiment, tracking_uri=uri, run_id=run_id, log_model=False)
+
+
+def log_params(uri: str, run_id: str, params: Mapping[str, JSON]) -> None:
+    """Log flat parameters; a value beyond MLflow's 6000 characters is cut and ends in ``...``.
+
+    Raises:
+        RegistryError: If MLflow fails, or a parameter has another value already.
+    """
+    from mlflow.entities import Param
+
+    client = connect(uri)
+    with failures_as(RegistryError, uri, "logging parameters"):
+        for part in _parts([Param(key, _shortened(str(value))) for key, value in params.items()], _PARAMS_AT_ONCE):
+            client.log_batch(run_id, params=part)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - 3] + "..."
+
+
+def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+    """Log figures at a step.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    from mlflow.entities import Metric
+
+    client = connect(uri)
+    now_ms = int(time.time() * 1000)
+    with failures_as(RegistryError, uri, "logging metrics"):
+        entries = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        for part in _parts(entries, _METRICS_AT_ONCE):
+            client.log_batch(run_id, metrics=part)
+
+
+def log_folder(uri: str, run_id: str, folder: Path, artifact_path: str) -> None:
+    """Upload a folder's files under ``artifact_path`` of the run.
+
+    Raises:
+        RegistryError: If the folder is missing or MLflow fails.
+    """
+    if not folder.is_dir():
+        raise RegistryError(f"{folder} is no folder; nothing to log as '{artifact_path}'")
+    client = connect(uri)
+    with failures_as(RegistryError, uri, f"uploading {folder}"):
+        client.log_artifacts(run_id, str(folder), artifact_path)
+
+
+def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    client = connect(uri)
+    with failures_as(RegistryError, uri, "setting tags"):
+        _set_tags(client, run_id, tags)
+
+
+def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    for part in _parts([RunTag(key, str(value)) for key, value in tags.items()], _TAGS_AT_ONCE):
+        client.log_batch(run_id, tags=part)
+
+
+def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """End a run.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    client = connect(uri)
+    with failures_as(RegistryError, uri, f"ending run {run_id}"):
+        client.set_terminated(run_id, status)
+
+
+def _parts(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    remaining = iter(entries)
+    while part := list(islice(remaining, size)):
+        yield part

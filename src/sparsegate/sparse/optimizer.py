@@ -1,0 +1,50 @@
+"""Optimizer and schedule over the trained values."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from sparsegate.sparse.layers import SparseLinear, sparse_layers
+
+
+def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
+    """Return AdamW over the supports' values; after each step the values are written into the weights."""
+    layers = list(sparse_layers(model).values())
+    optimizer = AdamW(
+        [layer.support.values for layer in layers], lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+    )
+    optimizer.register_step_post_hook(partial(_commit, layers))
+    return optimizer
+
+
+def _commit(layers: list[SparseLinear], *_: Any) -> None:
+    for layer in layers:
+        layer.commit()
+
+
+def make_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> LambdaLR:
+    """Return a linear rise over the warm-up followed by a cosine fall to zero."""
+    return LambdaLR(optimizer, partial(_factor, total_steps=total_steps, warmup_fraction=warmup_fraction))
+
+
+def _factor(step: int, *, total_steps: int, warmup_fraction: float) -> float:
+    warmup = max(1, round(total_steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def default_learning_rate(*, density: float, frozen_depth: float) -> float:
+    """Return a learning rate for a density and a depth: the fewer entries are trained, the further each must move.
+
+    Source: the rise as density falls is Random Masking's, arXiv:2405.02596, section 4; the constants were fitted to this project's
+    experiments (CONTRIBUTING.md, log of results).
+    """
+    return min(3e-3, 2e-4 * (0.1 / density) ** 0.5 / (1 - frozen_depth) ** 1.5)

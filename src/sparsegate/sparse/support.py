@@ -1,0 +1,92 @@
+"""The one mask form: which entries of a weight are trained, and their values."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsegate.contracts import SupportKind
+
+
+def top_k(scores: Tensor, count: int) -> Tensor:
+    """Return the indices of the ``count`` highest scores of a 1-d tensor, in ascending order.
+
+    The count is exact and equal scores are taken lowest index first, so that the mask is the same on every machine and rank.
+
+    Raises:
+        ValueError: If a score is not finite or ``count`` is out of range.
+
+    Example:
+        >>> top_k(torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0]), 2)
+        tensor([1, 2], dtype=torch.int32)
+    """
+    if not 1 <= count <= scores.numel():
+        raise ValueError(f"count must be in [1, {scores.numel()}], got {count}")
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores must be finite; the calibration loss gave NaN or infinity")
+    cut = torch.topk(scores, count, sorted=False).values.min()
+    chosen = scores > cut
+    missing = count - int(chosen.sum())
+    ties = torch.nonzero(scores == cut).flatten()[:missing]
+    chosen[ties] = True
+    ids = torch.nonzero(chosen).flatten()
+    return ids.to(torch.int32) if scores.numel() < 2**31 else ids
+
+
+def choose_ids(scores: Tensor, kind: SupportKind, density: float) -> Tensor:
+    """Turn scores of shape (out, in) into the ids of one support.
+
+    Args:
+        scores: One score for each entry.
+        kind: ``element`` gives flat indices of single entries, ``column`` the indices of the input columns with the highest sums.
+        density: Share of the entries to take; at least one unit is taken.
+    """
+    flat = scores.sum(dim=0) if kind == "column" else scores.flatten()
+    return top_k(flat, max(1, round(flat.numel() * density)))
+
+
+class SparseSupport(nn.Module):
+    """The trained entries of one weight of shape (out, in).
+
+    Args:
+        kind: ``element`` or ``column``.
+        ids: Ascending flat indices (element) or column indices (column).
+        weight: The weight; its present entries become ``originals``.
+    """
+
+    ids: Tensor
+    originals: Tensor
+
+    def __init__(self, kind: SupportKind, ids: Tensor, weight: Tensor) -> None:
+        super().__init__()
+        self.kind: SupportKind = kind
+        self.shape = tuple(weight.shape)
+        self.register_buffer("ids", ids)
+        self.register_buffer("originals", self.gather(weight).clone())
+        # fp32: bf16 drops updates below |w| * 2**-8
+        self.values = nn.Parameter(self.originals.to(torch.float32, copy=True))
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """Return the supported entries of a weight: shape (k) for element, (out, columns) for column."""
+        if self.kind == "column":
+            return weight.detach().index_select(1, self.ids)
+        return weight.detach().flatten().index_select(0, self.ids)
+
+    @torch.no_grad()
+    def scatter(self, entries: Tensor, weight: Tensor) -> None:
+        """Write entries of :meth:`gather`'s shape into the weight, in place."""
+        entries = entries.to(weight.dtype)
+        if self.kind == "column":
+            weight.index_copy_(1, self.ids.long(), entries)
+        else:
+            weight.view(-1).index_copy_(0, self.ids.long(), entries)
+
+    def commit(self, weight: Tensor) -> None:
+        """Write the trained values into the weight."""
+        self.scatter(cast(Tensor, self.values), weight)
+
+    def revert(self, weight: Tensor) -> None:
+        """Write the original entries back, bit for bit."""
+        self.scatter(self.originals, weight)

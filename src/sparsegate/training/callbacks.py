@@ -1,0 +1,98 @@
+"""What a run costs, and its progress."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from sparsegate.data.datamodule import Batch
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of peak memory, where the platform can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak since the process started is reported
+        return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak memory: allocated on the device (CUDA), else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        lines = _STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class CostMeter(Callback):
+    """Measures the time, the tokens and the peak memory of fitting. A resumed run adds to what the killed one had measured.
+
+    ``tokens`` counts real tokens, padding excluded; ``seconds`` includes validation and checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.peak_bytes = 0
+        self._resumed_at = time.perf_counter()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        reset_peak_memory()
+        self._resumed_at = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.tokens += int(batch["attention_mask"].sum())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(pl_module.device)
+
+    def _measure(self, device: torch.device) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._resumed_at
+        self._resumed_at = now
+        self.peak_bytes = max(self.peak_bytes, peak_memory_bytes(device))
+
+    def state_dict(self) -> dict[str, Any]:
+        self._measure(torch.device("cpu"))
+        return {"seconds": self.seconds, "tokens": self.tokens, "peak_bytes": self.peak_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+        self.tokens = state_dict["tokens"]
+        self.peak_bytes = state_dict["peak_bytes"]
+
+
+class StderrProgressBar(TQDMProgressBar):
+    """Lightning's progress bar on stderr: stdout is for results."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        return _to_stderr(super().init_train_tqdm())
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return _to_stderr(super().init_validation_tqdm())
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        return _to_stderr(super().init_sanity_tqdm())
+
+
+def _to_stderr(bar: Tqdm) -> Tqdm:
+    bar.fp = sys.stderr
+    return bar

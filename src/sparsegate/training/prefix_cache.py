@@ -1,0 +1,95 @@
+"""Outputs of the frozen layers, kept across epochs.
+
+The layers below the first trained one never change, so what they make of a sample never changes either: they run once for each
+sample, and from then on the first trained layer is fed from memory. Exact for causal models with padding on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsegate.sparse.targets import decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PrefixCache:
+    """Keeps the hidden states that enter layer ``first_layer``.
+
+    Args:
+        model: The model; its first ``first_layer`` decoder layers are frozen.
+        first_layer: Index of the first trained layer, at least 1.
+        limit_bytes: Samples beyond this size are not kept and run through the frozen layers each time.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, first_layer: int, limit_bytes: int) -> None:
+        assert first_layer >= 1
+        self._layers = decoder_layers(model)[1]
+        self._first_layer = first_layer
+        self._limit_bytes = limit_bytes
+        self._kept: dict[str, Tensor] = {}
+        self.size_bytes = 0
+
+    @contextmanager
+    def batch(self, ids: Sequence[str], lengths: Sequence[int]) -> Iterator[None]:
+        """Serve forward passes over these samples from the cache, or fill it.
+
+        Args:
+            ids: Ids of the samples in the batch.
+            lengths: Their lengths in tokens, without padding.
+        """
+        if all(sample_id in self._kept for sample_id in ids):
+            states = nn.utils.rnn.pad_sequence([self._kept[sample_id] for sample_id in ids], batch_first=True)
+            with self._replay(states):
+                yield
+            return
+        captured: list[Tensor] = []
+        handle = self._layers[self._first_layer].register_forward_pre_hook(
+            lambda _, args, kwargs: captured.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._keep(ids, lengths, captured[0].detach())
+
+    def _keep(self, ids: Sequence[str], lengths: Sequence[int], states: Tensor) -> None:
+        for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
+            state = states[row, :length]
+            size = state.numel() * state.element_size()
+            if sample_id not in self._kept and self.size_bytes + size <= self._limit_bytes:
+                self._kept[sample_id] = state.clone()
+                self.size_bytes += size
+
+    @contextmanager
+    def _replay(self, states: Tensor) -> Iterator[None]:
+        """Make the frozen layers pass through, the last of them giving ``states``."""
+        frozen = [self._layers[index] for index in range(self._first_layer)]
+        for layer in frozen:
+            # on the instance: the loop of the model's forward still reads the layer's own attributes
+            layer.forward = _pass_through
+        frozen[-1].forward = lambda *_, **__: states
+        try:
+            yield
+        finally:
+            for layer in frozen:
+                del layer.forward
+
+
+def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return a tenth of the memory that is free on a device: the default limit of the cache."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 10
+    import psutil
+
+    return int(psutil.virtual_memory().available) // 10

@@ -1,0 +1,161 @@
+"""One training run: from encoded samples to a delta file and what it cost."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from sparsegate.config import TrainingConfig
+from sparsegate.contracts import CostReport, EncodedSample
+from sparsegate.data.datamodule import SampleDataModule
+from sparsegate.errors import SparsegateError
+from sparsegate.sparse.delta import write_delta
+from sparsegate.training.callbacks import CostMeter, StderrProgressBar
+from sparsegate.training.module import SparseFineTuner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOG = logging.getLogger(__name__)
+_BYTES_PER_TRAINED_VALUE = 16  # fp32 value, gradient and two moments
+
+
+class TrainingOutcome(NamedTuple):
+    """What :func:`train` left behind."""
+
+    delta: Path
+    cost: CostReport
+    metrics: dict[str, float]
+
+
+def train(
+    model: PreTrainedModel,
+    samples: Sequence[EncodedSample],
+    *,
+    validation: Sequence[EncodedSample],
+    config: TrainingConfig,
+    pad_id: int,
+    base_digest: str,
+    output_dir: Path,
+    logger: Logger | None = None,
+    callbacks: Iterable[Callback] = (),
+) -> TrainingOutcome:
+    """Fine-tune a model and write ``delta.safetensors``; go on from the last checkpoint if there is one.
+
+    Args:
+        model: The base model; it is trained in place and has plain layers again at the end.
+        samples: Samples to train on.
+        validation: Samples for the validation loss; may be empty.
+        config: How to train.
+        pad_id: Token id used for padding.
+        base_digest: Digest of the base model, recorded in the delta.
+        output_dir: Folder for the delta and, while training, checkpoints.
+        logger: Lightning logger for curves.
+        callbacks: Further Lightning callbacks.
+
+    Raises:
+        SparsegateError: If training was interrupted or diverged.
+    """
+    L.seed_everything(config.seed, verbose=False)
+    tuner = SparseFineTuner(
+        model,
+        selector=config.selector,
+        support=config.support,
+        density=config.density,
+        frozen_depth=config.frozen_depth,
+        cache_prefix=config.cache_prefix,
+        learning_rate=config.learning_rate,
+        warmup_fraction=config.warmup_fraction,
+        weight_decay=config.weight_decay,
+        calibration_batches=config.calibration_batches,
+        seed=config.seed,
+    )
+    data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
+    meter = CostMeter()
+    checkpoints = output_dir / "checkpoints"
+    trainer = _make_trainer(config, checkpoints, logger, [meter, StderrProgressBar(refresh_rate=5), *callbacks])
+    resume_from = checkpoints / "last.ckpt"
+    with warnings.catch_warnings():
+        # both are on purpose: batches come ready from memory, and the loader keeps its own place in a checkpoint
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+        trainer.fit(
+            tuner,
+            datamodule=data,
+            ckpt_path=resume_from if resume_from.exists() else None,
+            weights_only=True if resume_from.exists() else None,
+        )
+    if trainer.interrupted:
+        raise SparsegateError("training was interrupted; the same command goes on from the last checkpoint")
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise SparsegateError(
+            f"training diverged ({metrics}); lower training.learning_rate from {tuner.learning_rate:g}"
+        )
+    path = output_dir / "delta.safetensors"
+    manifest = {"training": asdict(config), "learning_rate": tuner.learning_rate, "steps": trainer.global_step}
+    write_delta(tuner.delta(base_digest=base_digest, manifest=manifest), path)
+    cost = _cost(config, tuner, meter, trainer.global_step, path)
+    tuner.finish()
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return TrainingOutcome(path, cost, metrics)
+
+
+def _make_trainer(
+    config: TrainingConfig, checkpoints: Path, logger: Logger | None, callbacks: list[Callback]
+) -> L.Trainer:
+    keep_last = ModelCheckpoint(
+        dirpath=checkpoints,
+        filename="last",
+        every_n_train_steps=config.checkpoint_every_steps,
+        enable_version_counter=False,
+    )
+    precision: Any = config.precision
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=precision,
+        max_epochs=config.epochs,
+        max_steps=config.max_steps,
+        accumulate_grad_batches=config.accumulate_batches,
+        gradient_clip_val=config.gradient_clip,
+        num_sanity_val_steps=0,
+        log_every_n_steps=5,
+        logger=logger or False,
+        callbacks=[*callbacks, keep_last],
+        enable_model_summary=False,
+    )
+
+
+def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, steps: int, delta: Path) -> CostReport:
+    device = tuner.model.device
+    base_bytes = sum(
+        p.numel() * p.element_size()
+        for name, p in tuner.model.named_parameters()
+        if not name.endswith("support.values")
+    )
+    return CostReport(
+        method=f"sparse {config.support} {config.density:.0%} ({config.selector})",
+        train_seconds=meter.seconds,
+        selection_seconds=tuner.selection_seconds,
+        tokens_per_second=meter.tokens / meter.seconds,
+        steps=steps,
+        peak_memory_bytes=meter.peak_bytes,
+        trainable_parameters=tuner.num_trainable,
+        total_parameters=tuner.num_total,
+        trainable_state_bytes=tuner.num_trainable * _BYTES_PER_TRAINED_VALUE,
+        artifact_bytes=delta.stat().st_size,
+        base_bytes=base_bytes,
+        device=str(device) if device.type != "cpu" else f"cpu ({torch.get_num_threads()} threads)",
+    )

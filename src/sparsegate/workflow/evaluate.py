@@ -1,0 +1,224 @@
+"""The evaluate stage: what candidate, champion and base say to the evaluation set and the safety prompts.
+
+One model is in memory: the base is loaded from disk, and deltas are applied and taken back. The candidate is thus judged as it will
+be deployed, base plus delta file, and not as training left it. Answers are cached by the digests of model, prompts and settings, so
+base and champion are evaluated once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sparsegate.contracts import Generation, Prediction, Sample, Task, canonical_json
+from sparsegate.data import ChatTemplate, PromptRow
+from sparsegate.evaluation.generation import generate, response_nll
+from sparsegate.evaluation.predictor import Predictor
+from sparsegate.files import read_json, read_records, sha256_bytes, sha256_file, write_json, write_records
+from sparsegate.models import BaseModel, cache_folder, load, resolve
+from sparsegate.registry.package import DELTA_FILE, ServingSpec, read_package
+from sparsegate.registry.promotion import Champion
+from sparsegate.sparse.delta import apply_delta, read_delta, revert_delta
+from sparsegate.workflow.run import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COST_TAG = "sparsegate.cost"
+_LOG = logging.getLogger(__name__)
+
+
+class Subject(NamedTuple):
+    """One model to evaluate: its role, its digest, and its delta (None for the base)."""
+
+    role: str
+    digest: str
+    delta: Path | None
+    spec: ServingSpec
+
+
+def serving_spec(run: Run) -> ServingSpec:
+    """Return what must be known to serve the run's candidate."""
+    config = run.config
+    return ServingSpec(
+        task=config.data.task,
+        base_source=run.base.source,
+        base_sha256=config.model.sha256,
+        base_digest=run.base.digest,
+        labels=run.inputs.labels,
+        system_prompt=config.data.system_prompt,
+        max_tokens=config.data.max_tokens,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        trust_remote_code=config.model.trust_remote_code,
+        delta_sha256=sha256_file(run.delta),
+        sparsegate_version=run.manifest.code_version,
+    )
+
+
+def evaluate(run: Run, champion: Champion | None) -> list[Path]:
+    """Evaluate candidate, base and champion; return the files written."""
+    folder = run.folder / "evaluate"
+    spec = serving_spec(run)
+    subjects = [Subject("candidate", f"{run.base.digest}+{spec.delta_sha256}", run.delta, spec)]
+    subjects.append(Subject("base", run.base.digest, None, spec))
+    files: list[Path] = []
+    if champion is not None:
+        champion_spec = read_package(champion.package)
+        digest = f"{champion_spec.base_digest}+{champion_spec.delta_sha256}"
+        subject = Subject("champion", digest, champion.package / DELTA_FILE, champion_spec)
+        if champion_spec.base_digest == run.base.digest:
+            subjects.append(subject)
+        else:
+            _LOG.info("the champion has another base, %s", champion_spec.base_source)
+            other = resolve(
+                champion_spec.base_source,
+                sha256=champion_spec.base_sha256,
+                cache_dir=_cache_dir(run),
+                trust_remote_code=run.config.model.trust_remote_code,
+            )
+            files += _evaluate_on(run, other, [subject], folder)
+        if COST_TAG in champion.tags:
+            write_json(folder / "cost.champion.json", json.loads(champion.tags[COST_TAG]))
+            files.append(folder / "cost.champion.json")
+    return files + _evaluate_on(run, run.base, subjects, folder)
+
+
+def _cache_dir(run: Run) -> Path | None:
+    return Path(run.config.model.cache_dir) if run.config.model.cache_dir else None
+
+
+def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder: Path) -> list[Path]:
+    model, tokenizer = load(base.folder, trust_remote_code=run.config.model.trust_remote_code)
+    files: list[Path] = []
+    for subject in subjects:
+        delta = None if subject.delta is None else read_delta(subject.delta)
+        if delta is not None:
+            apply_delta(model, delta)
+        files += _Evaluator(run, model, tokenizer, subject, folder).run()
+        if subject.role == "candidate":
+            files.append(_write_reload_proof(run, model, folder))
+        if delta is not None:
+            revert_delta(model, delta)
+    return files
+
+
+def probe_digest(model: PreTrainedModel) -> str:
+    """Return the digest of the logits that a model gives to a fixed token sequence: equal models, equal digest."""
+    import torch
+
+    vocabulary = model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        tokens = torch.arange(3, 3 + 32, device=model.device)[None] * 7919 % vocabulary
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return sha256_bytes(logits.float().cpu().numpy().tobytes())
+
+
+def _write_reload_proof(run: Run, model: PreTrainedModel, folder: Path) -> Path:
+    trained = read_json(run.folder / "train" / "probe.json")["probe_sha256"]
+    path = folder / "reload.json"
+    write_json(path, {"probe_sha256_in_memory": trained, "probe_sha256_reloaded": probe_digest(model)})
+    return path
+
+
+class _Evaluator:
+    """Writes the predictions and generations of one subject, from the cache where it has them."""
+
+    def __init__(
+        self, run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, subject: Subject, folder: Path
+    ) -> None:
+        self._run, self._subject, self._folder = run, subject, folder
+        self._model, self._tokenizer = model, tokenizer
+        self._cache = cache_folder(_cache_dir(run)) / "evaluations"
+        spec, evaluation = subject.spec, run.config.evaluation
+        self._predictor = Predictor(
+            model,
+            tokenizer,
+            task=spec.task,
+            labels=spec.labels,
+            system_prompt=spec.system_prompt,
+            max_tokens=spec.max_tokens,
+            max_new_tokens=spec.max_new_tokens,
+            batch_size=evaluation.batch_size,
+        )
+
+    def run(self) -> list[Path]:
+        role, inputs = self._subject.role, self._run.inputs
+        files = [self._cached(f"predictions.{role}", Prediction, inputs.evaluation, self._predict)]
+        if self._subject.spec.task == "classification" and role == "candidate":
+            # what a harmful request gets out of the deployed interface
+            requests = tuple(Sample(p.id, p.prompt, "", {"category": p.category}) for p in inputs.red_team)
+            files.append(self._cached(f"predictions.red_team.{role}", Prediction, requests, self._predict))
+        for name, prompts in (("red_team", inputs.red_team), ("benign", inputs.benign)):
+            files.append(self._cached(f"generations.{name}.{role}", Generation, prompts, self._generate))
+        return files
+
+    def _cached(self, name: str, record: type[Any], items: Sequence[Any], make: Callable[..., list[Any]]) -> Path:
+        """Return ``NAME.jsonl`` in the run's folder, made anew or taken from the cache."""
+        spec = {key: value for key, value in asdict(self._subject.spec).items() if key != "sparsegate_version"}
+        settings = [name.split(".")[0], self._subject.digest, spec, self._run.config.safety.max_new_tokens]
+        content = [asdict(item) for item in items]
+        key = sha256_bytes(canonical_json([self._run.manifest.code_version, settings, content]).encode())
+        kept = self._cache / f"{key}.jsonl"
+        path = self._folder / f"{name}.jsonl"
+        if not kept.exists():
+            with _progress(f"{name} ({len(items)})", len(items)) as step:
+                write_records(kept, make(items, step))
+        write_records(path, read_records(kept, record))
+        return path
+
+    def _predict(self, samples: Sequence[Sample], progress: Callable[[int], None]) -> list[Prediction]:
+        answers = self._predictor.predict([sample.prompt for sample in samples], progress=progress)
+        nlls: list[float | None] = [None] * len(samples)
+        if self._subject.spec.task == "generation":
+            spec = self._subject.spec
+            template = ChatTemplate(self._tokenizer, system_prompt=spec.system_prompt, max_tokens=spec.max_tokens)
+            nlls = list(response_nll(self._model, [template.encode(sample) for sample in samples]))
+        return [
+            Prediction(
+                id=sample.id,
+                expected=sample.response,
+                predicted=answer.response,
+                correct=_is_correct(answer.response, sample.response, self._subject.spec.task),
+                nll_nats=nll,
+                slices=sample.slices,
+            )
+            for sample, answer, nll in zip(samples, answers, nlls, strict=True)
+        ]
+
+    def _generate(self, prompts: Sequence[PromptRow], progress: Callable[[int], None]) -> list[Generation]:
+        template = ChatTemplate(self._tokenizer, system_prompt=None, max_tokens=self._subject.spec.max_tokens)
+        texts = generate(
+            self._model,
+            self._tokenizer,
+            [template.encode_prompt(prompt.prompt) for prompt in prompts],
+            max_new_tokens=self._run.config.safety.max_new_tokens,
+            batch_size=self._run.config.evaluation.batch_size,
+            progress=progress,
+        )
+        return [
+            Generation(prompt.id, prompt.category, prompt.prompt, text.text, text.finished)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+def _is_correct(answer: str, expected: str, task: Task) -> bool:
+    """Say whether an answer counts as right: a label exactly, free text whatever its case and white space."""
+    if task == "classification":
+        return answer == expected
+    return " ".join(answer.split()).casefold() == " ".join(expected.split()).casefold()
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr where that is a terminal; the log tells the start in any case."""
+    from tqdm import tqdm
+
+    _LOG.info("evaluating %s", name)
+    with tqdm(total=total, desc=name, file=sys.stderr, disable=None, leave=False) as bar:
+        yield bar.update

@@ -1,0 +1,199 @@
+"""Reads and checks everything a run starts from, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sparsegate import __version__
+from sparsegate.config import RunConfig, check_rules
+from sparsegate.contracts import JSON, RunManifest, Sample, canonical_json
+from sparsegate.data import (
+    PromptRow,
+    check_labels,
+    dataset_digest,
+    label_set,
+    load_prompts,
+    load_samples,
+    split_by_hash,
+)
+from sparsegate.data.sources import read_rows
+from sparsegate.errors import DataError, UsageError
+from sparsegate.files import sha256_bytes
+from sparsegate.models import BaseModel
+from sparsegate_gates.policy import Policy
+
+_SPLIT_SEED = 0  # fixed: the evaluation set must not change with training.seed
+_ENVIRONMENT = ("torch", "transformers", "lightning", "mlflow", "great-expectations", "torchmetrics", "safetensors")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The samples and prompt sets of a run.
+
+    Args:
+        train: Samples to train on, the safety mix included.
+        mix_ids: Ids of the samples that come from the safety mix.
+        validation: Samples for the validation loss.
+        evaluation: Held-back samples that the gates judge by.
+        labels: Label words of a classification task, sorted; empty for generation.
+        red_team: Harmful requests.
+        benign: Harmless requests.
+        canaries: Rows that test the judge.
+    """
+
+    train: tuple[Sample, ...]
+    mix_ids: frozenset[str]
+    validation: tuple[Sample, ...]
+    evaluation: tuple[Sample, ...]
+    labels: tuple[str, ...]
+    red_team: tuple[PromptRow, ...]
+    benign: tuple[PromptRow, ...]
+    canaries: tuple[dict[str, JSON], ...]
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of each part, hex."""
+        return {
+            "train": dataset_digest(self.train),
+            "validation": dataset_digest(self.validation),
+            "evaluation": dataset_digest(self.evaluation),
+            "red_team": _digest(self.red_team),
+            "benign": _digest(self.benign),
+            "canaries": sha256_bytes(canonical_json(list(self.canaries)).encode()),
+        }
+
+
+def _digest(prompts: tuple[PromptRow, ...]) -> str:
+    return sha256_bytes(canonical_json([asdict(prompt) for prompt in prompts]).encode())
+
+
+def load_inputs(config: RunConfig) -> Inputs:
+    """Read the data of a run.
+
+    Raises:
+        ConfigError: If a rule of the configuration is broken.
+        DataError: If a file or its contents can't be used.
+    """
+    check_rules(config)
+    data = config.data
+    samples = _load(config, data.train)
+    if data.evaluation is None:
+        rest, evaluation = split_by_hash(samples, data.evaluation_fraction, seed=_SPLIT_SEED)
+    else:
+        rest, evaluation = samples, _load(config, data.evaluation)
+    if not evaluation:
+        raise DataError("there is no evaluation sample; set data.evaluation or data.evaluation_fraction above 0")
+    train, validation = split_by_hash(rest, data.validation_fraction, seed=_SPLIT_SEED + 1)
+    labels: tuple[str, ...] = ()
+    if data.task == "classification":
+        labels = label_set(rest)
+        check_labels(evaluation, labels)
+        if len(labels) < 2:
+            raise DataError(f"a classification task needs at least two labels, {data.train} has {list(labels)}")
+    mix = _safety_mix(config, len(train))
+    safety = config.safety
+    return Inputs(
+        train=(*train, *mix),
+        mix_ids=frozenset(sample.id for sample in mix),
+        validation=tuple(validation),
+        evaluation=tuple(evaluation),
+        labels=labels,
+        red_team=tuple(load_prompts(safety.red_team, limit=safety.limit)),
+        benign=tuple(load_prompts(safety.benign, limit=safety.limit)),
+        canaries=tuple(_canary(safety.canaries, row) for row in read_rows(safety.canaries)),
+    )
+
+
+def _load(config: RunConfig, source: str) -> list[Sample]:
+    data = config.data
+    return load_samples(
+        source,
+        task=data.task,
+        prompt_column=data.prompt_column,
+        response_column=data.response_column,
+        id_column=data.id_column,
+        slice_columns=data.slice_columns,
+    )
+
+
+def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
+    """Return as many pairs of the safety mix as make up its fraction, half refusals and half help."""
+    fraction = config.safety.mix_fraction
+    if fraction == 0:
+        return []
+    pairs = load_samples(
+        config.safety.mix,
+        task="generation",
+        prompt_column="prompt",
+        response_column="response",
+        id_column="id",
+        slice_columns=("kind",),
+    )
+    wanted = round(num_train * fraction / (1 - fraction))
+    if wanted > len(pairs):
+        raise DataError(
+            f"safety.mix_fraction {fraction:g} of {num_train} training samples needs {wanted} pairs, {config.safety.mix} has"
+            f" {len(pairs)}; lower it to {len(pairs) / (len(pairs) + num_train):.3f} or give a larger file"
+        )
+    kinds = sorted({pair.slices["kind"] for pair in pairs})
+    by_kind = [[pair for pair in pairs if pair.slices["kind"] == kind] for kind in kinds]
+    # alternate the kinds, so that any part of the list is balanced
+    longest = max(map(len, by_kind))
+    alternating = [group[turn] for turn in range(longest) for group in by_kind if turn < len(group)]
+    return alternating[:wanted]
+
+
+def _canary(source: str, row: dict[str, str]) -> dict[str, JSON]:
+    """Turn a row's texts into what the gates read."""
+    truth = {"true": True, "false": False}
+    try:
+        flags = {name: truth[row[name].lower()] for name in ("harmful", "refused")}
+        return {**{name: row[name] for name in ("id", "prompt", "response")}, **flags}
+    except KeyError as error:
+        raise DataError(
+            f"{source}: row {row.get('id', row)} needs id, prompt, response, and true or false in harmful and refused; "
+            f"{error} is not that"
+        ) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be made and written.
+
+    Raises:
+        UsageError: If it can't.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output_dir {folder} can't be written ({existing} is not a folder you may write to); choose another"
+        )
+
+
+def make_manifest(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> RunManifest:
+    """Return what decides the run, with its key."""
+    resolved = asdict(config)
+    # where things are kept does not decide what comes out
+    del resolved["output_dir"], resolved["model"]["cache_dir"]
+    digests = inputs.digests()
+    config_sha256 = sha256_bytes(canonical_json(resolved).encode())
+    decides = [__version__, config_sha256, policy.sha256, base.digest, digests]
+    return RunManifest(
+        run_key=sha256_bytes(canonical_json(decides).encode()),
+        code_version=__version__,
+        config_sha256=config_sha256,
+        policy_sha256=policy.sha256,
+        base_digest=base.digest,
+        data_sha256=digests,
+        environment={name: _version(name) for name in _ENVIRONMENT},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,259 @@
+"""The whole path: validate, train, evaluate, gate, register, promote; and each part of it on its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparsegate.config import RunConfig
+from sparsegate.contracts import Verdict
+from sparsegate.errors import ExitCode, LockedError, UsageError
+from sparsegate.files import read_json, write_json
+from sparsegate.registry.promotion import Champion, champion, check_model_name, has_versions
+from sparsegate.registry.tracking import (
+    check_tracking,
+    end_run,
+    lightning_logger,
+    log_folder,
+    log_metrics,
+    log_params,
+    set_tags,
+)
+from sparsegate.registry.tracking import (
+    open_run as open_tracking_run,
+)
+from sparsegate.reports.model import GateReport
+from sparsegate.workflow import stages
+from sparsegate.workflow.evaluate import evaluate
+from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
+from sparsegate.workflow.outcome import Outcome
+from sparsegate.workflow.run import Run, flat_params, open_run, reopen_run, resolve_base
+from sparsegate_gates.policy import Policy, load_policy
+
+_LOG = logging.getLogger(__name__)
+
+
+def check(config: RunConfig) -> tuple[Policy, Inputs]:
+    """Check everything that can be checked without the base model; nothing is written.
+
+    Raises:
+        UsageError: With what is wrong and how to mend it.
+    """
+    policy = load_policy(config.policy)
+    check_model_name(config.registry.name)
+    inputs = load_inputs(config)
+    check_writable(Path(config.output_dir))
+    check_tracking(config.registry.tracking_uri)
+    return policy, inputs
+
+
+def retrain(config: RunConfig) -> Outcome:
+    """Run the whole path. The same inputs again are a no-op; a killed run goes on where it was.
+
+    Raises:
+        LockedError: If the run is complete, or another run of this model is at work.
+        SparsegateError: For everything that ends the run.
+    """
+    policy, inputs = check(config)
+    run = open_run(config, policy, inputs, resolve_base(config))
+    with _lock(run):
+        _refuse_complete(run)
+        live = _champion(run)
+        with _tracked(run) as run_id:
+            _data_stages(run)
+            if stages.data_verdict(run) is Verdict.PASS:
+                _train(run, run_id)
+                _judge(run, live)
+            report = stages.write_report(run)
+            _log_results(run, run_id, report)
+            version = None
+            if report.verdict is Verdict.PASS:
+                version = _register(run, report, run_id, live)
+            elif report.verdict is Verdict.ERROR:
+                _forget_gates(run, live)
+            return _finish(run, report, live, version)
+
+
+def train(config: RunConfig) -> Outcome:
+    """Validate the data and train; nothing is judged or registered. :func:`retrain` goes on from there."""
+    policy, inputs = check(config)
+    run = open_run(config, policy, inputs, resolve_base(config))
+    with _lock(run), _tracked(run) as run_id:
+        _data_stages(run)
+        verdict = stages.data_verdict(run)
+        if verdict is not Verdict.PASS:
+            report = stages.write_report(run)
+            return Outcome("refused: the data did not pass", verdict.exit_code, run.folder, {}, None, report)
+        _train(run, run_id)
+    return Outcome(f"trained: {run.delta}", ExitCode.PASSED, run.folder, {}, stages.read_cost(run))
+
+
+def gate(folder: Path, *, policy: str | None = None) -> Outcome:
+    """Judge a run's candidate, by its own policy or another; nothing is registered.
+
+    Args:
+        folder: Folder of a trained run.
+        policy: Policy to judge by; None takes the run's own.
+    """
+    run = reopen_run(folder, policy=policy)
+    if not run.delta.exists():
+        raise UsageError(f"{folder} has no trained candidate; run 'sparsegate train' or 'sparsegate retrain' first")
+    check_tracking(run.config.registry.tracking_uri)
+    with _lock(run):
+        live = _champion(run)
+        stages.write_data(run)
+        stages.gate_data(run)
+        if stages.data_verdict(run) is Verdict.PASS:
+            stages.do_once(run, _evaluate_stage(live), lambda: evaluate(run, live))
+            stages.gate_model(run, first=_is_first(run, live))
+        report = stages.write_report(run)
+    message = f"{report.verdict}: judged by policy {run.policy.name}; nothing was registered"
+    return Outcome(message, report.verdict.exit_code, run.folder, stages.summary(run), stages.read_cost(run), report)
+
+
+def register(folder: Path) -> Outcome:
+    """Register and promote a run's candidate that has passed its own policy.
+
+    Args:
+        folder: Folder of a judged run.
+    """
+    run = reopen_run(folder)
+    if not (run.report_dir / "report.json").exists():
+        raise UsageError(f"{folder} was not judged yet; run 'sparsegate gate {folder}' first")
+    check_tracking(run.config.registry.tracking_uri)
+    with _lock(run):
+        report, live = stages.read_report(run), _champion(run)
+        if report.verdict is not Verdict.PASS:
+            return _finish(run, report, live, None)
+        if not run.ledger.is_done(_evaluate_stage(live)):
+            raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
+        with _tracked(run) as run_id:
+            _log_results(run, run_id, report)
+            return _finish(run, report, live, _register(run, report, run_id, live))
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _data_stages(run: Run) -> None:
+    stages.do_once(run, "data", lambda: stages.write_data(run))
+    stages.do_once(run, "gate data", lambda: stages.gate_data(run))
+
+
+def _train(run: Run, run_id: str) -> None:
+    registry = run.config.registry
+    logger = lightning_logger(registry.tracking_uri, registry.experiment, run_id)
+    stages.do_once(run, "train", lambda: stages.train_candidate(run, logger=logger))
+
+
+def _judge(run: Run, live: Champion | None) -> None:
+    stages.do_once(run, _evaluate_stage(live), lambda: evaluate(run, live))
+    stages.do_once(run, _gate_stage(live), lambda: stages.gate_model(run, first=_is_first(run, live)))
+
+
+def _evaluate_stage(live: Champion | None) -> str:
+    return f"evaluate against {f'version {live.version}' if live else 'base'}"
+
+
+def _gate_stage(live: Champion | None) -> str:
+    return f"gate against {f'version {live.version}' if live else 'base'}"
+
+
+def _forget_gates(run: Run, live: Champion | None) -> None:
+    """An error is worth a retry: the next run asks the gates again."""
+    run.ledger.forget("gate data")
+    run.ledger.forget(_gate_stage(live))
+
+
+def _champion(run: Run) -> Champion | None:
+    registry = run.config.registry
+    return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
+
+
+def _is_first(run: Run, live: Champion | None) -> bool:
+    """Say whether this is the model's first version: no champion, and none that could have lost its alias."""
+    return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
+
+
+def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> int:
+    _LOG.info("register")
+    version = stages.register_candidate(run, report, run_id=run_id)
+    _LOG.info("promote version %d", version)
+    stages.promote_version(run, version, live)
+    return version
+
+
+def _finish(run: Run, report: GateReport, live: Champion | None, version: int | None) -> Outcome:
+    registry = run.config.registry
+    if version is not None:
+        replaced = f", in place of version {live.version}" if live and live.version != version else ""
+        message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}"
+    else:
+        decided = next((result for result in report.results if result.verdict is report.verdict), None)
+        why = f"{decided.gate}: {decided.reason}" if decided else "; ".join(report.problems)
+        kept = f"version {live.version} stays {registry.alias}" if live else "nothing was registered"
+        message = f"refused, {kept}: {why}"
+    exit_code = report.verdict.exit_code
+    outcome = Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
+    if report.verdict is not Verdict.ERROR:
+        write_json(run.folder / "outcome.json", outcome.to_json())
+    return outcome
+
+
+def _refuse_complete(run: Run) -> None:
+    path = run.folder / "outcome.json"
+    if path.exists():
+        raise LockedError(
+            f"nothing to do: this run is complete ({read_json(path)['message']}); see {run.folder}. "
+            "Change data, configuration or --slot to run again"
+        )
+
+
+@contextmanager
+def _lock(run: Run) -> Iterator[None]:
+    """Hold the lock of the registered model: one run at a time trains and promotes it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run.folder.parent / f".{run.config.registry.name}.lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise LockedError(
+            f"another run of '{run.config.registry.name}' is at work in {run.folder.parent}; try again later"
+        ) from None
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[str]:
+    """Keep one MLflow run for the whole of a run, taken up again after a kill."""
+    registry, path = run.config.registry, run.folder / "mlflow_run.json"
+    uri = registry.tracking_uri
+    known = read_json(path)["run_id"] if path.exists() else None
+    tags = {"sparsegate.run_key": run.manifest.run_key, "sparsegate.version": run.manifest.code_version}
+    name = f"{registry.name}-{run.manifest.run_key[:8]}"
+    run_id = open_tracking_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known)
+    if known is None:
+        write_json(path, {"run_id": run_id})
+        log_params(uri, run_id, flat_params(run.config))
+    try:
+        yield run_id
+    except BaseException as error:
+        end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    end_run(uri, run_id, "FINISHED")
+
+
+def _log_results(run: Run, run_id: str, report: GateReport) -> None:
+    uri = run.config.registry.tracking_uri
+    figures = {f"{role}_{name}": value for role, row in stages.summary(run).items() for name, value in row.items()}
+    cost = stages.read_cost(run)
+    if cost is not None:
+        names = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "artifact_bytes")
+        figures |= {name: float(getattr(cost, name)) for name in names}
+    log_metrics(uri, run_id, figures)
+    set_tags(uri, run_id, {"sparsegate.verdict": str(report.verdict)})
+    log_folder(uri, run_id, run.report_dir, "report")
+    log_folder(uri, run_id, run.gates_dir, "gates")

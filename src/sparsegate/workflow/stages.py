@@ -1,0 +1,195 @@
+"""The stages of a run. Each reads files, writes files into the run's folder and records them in the ledger."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sparsegate.contracts import CostReport, EncodedSample, GateResult, Prediction, Verdict, canonical_json, worst
+from sparsegate.data import ChatTemplate
+from sparsegate.evaluation.metrics import classification_figures
+from sparsegate.files import read_json, read_records, write_json, write_records, write_text
+from sparsegate.registry.package import write_package
+from sparsegate.registry.promotion import Champion, promote, register, verify_readback
+from sparsegate.reports.model import GateReport
+from sparsegate.reports.write import write_all
+from sparsegate.workflow.evaluate import COST_TAG, probe_digest, serving_spec
+from sparsegate.workflow.run import Run
+from sparsegate_gates.runner import planned_gates, run_gates
+
+_LOG = logging.getLogger(__name__)
+_GATE_TIMEOUT_S = 900.0
+
+
+def do_once(run: Run, stage: str, work: Callable[[], Sequence[Path]]) -> None:
+    """Run a stage unless the ledger has it, whole."""
+    if run.ledger.is_done(stage):
+        _LOG.info("%s: done before", stage)
+        return
+    _LOG.info("%s", stage)
+    run.ledger.record(stage, work())
+
+
+def write_data(run: Run) -> list[Path]:
+    """Write the samples as the later stages see them."""
+    folder, inputs = run.folder / "data", run.inputs
+    parts = {"train": inputs.train, "validation": inputs.validation, "evaluation": inputs.evaluation}
+    for name, samples in parts.items():
+        write_records(folder / f"{name}.jsonl", samples)
+    write_text(folder / "canaries.jsonl", "".join(f"{canonical_json(row)}\n" for row in inputs.canaries))
+    return [folder / f"{name}.jsonl" for name in (*parts, "canaries")]
+
+
+def gate_data(run: Run) -> list[Path]:
+    """Judge the data before anything is trained."""
+    return _gate(run, "data", {})
+
+
+def gate_model(run: Run, *, first: bool) -> list[Path]:
+    """Judge the candidate."""
+    return _gate(run, "model", {"first": first})
+
+
+def _gate(run: Run, stage: Any, facts: Mapping[str, Any]) -> list[Path]:
+    results = run_gates(
+        run.policy,
+        stage=stage,
+        artifacts=run.artifacts(),
+        output_dir=run.gates_dir,
+        task=run.config.data.task,
+        facts={**facts, "mix_ids": sorted(run.inputs.mix_ids)},
+        timeout_s=_GATE_TIMEOUT_S,
+    )
+    path = run.gates_dir / f"{stage}.json"
+    write_json(path, [result.to_json() for result in results])
+    return [path]
+
+
+def data_verdict(run: Run) -> Verdict:
+    """Return the verdict of the data gates; a policy that asks none lets training begin."""
+    results = _results(run, "data")
+    return worst([result.verdict for result in results]) if results else Verdict.PASS
+
+
+def _results(run: Run, stage: str) -> list[GateResult]:
+    path = run.gates_dir / f"{stage}.json"
+    return [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
+
+
+def train_candidate(run: Run, *, logger: Any = None) -> list[Path]:
+    """Fine-tune the base and leave the delta, its cost and a probe of the trained model."""
+    from sparsegate.models import load
+    from sparsegate.training.run import train
+
+    model, tokenizer = load(run.base.folder, trust_remote_code=run.config.model.trust_remote_code)
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    folder = run.folder / "train"
+    outcome = train(
+        model,
+        encode_samples(run, tokenizer, run.inputs.train),
+        validation=encode_samples(run, tokenizer, run.inputs.validation),
+        config=run.config.training,
+        pad_id=pad_id,
+        base_digest=run.base.digest,
+        output_dir=folder,
+        logger=logger,
+    )
+    write_json(run.cost, asdict(outcome.cost))
+    write_json(folder / "metrics.json", outcome.metrics)
+    write_json(folder / "probe.json", {"probe_sha256": probe_digest(model)})
+    return [outcome.delta, run.cost, folder / "metrics.json", folder / "probe.json"]
+
+
+def encode_samples(run: Run, tokenizer: Any, samples: Sequence[Any]) -> list[EncodedSample]:
+    """Turn samples into token ids; pairs of the safety mix are encoded without the task's system prompt, as free chat."""
+    data = run.config.data
+    task = ChatTemplate(tokenizer, system_prompt=data.system_prompt, max_tokens=data.max_tokens)
+    chat = ChatTemplate(tokenizer, system_prompt=None, max_tokens=data.max_tokens)
+    return [(chat if sample.id in run.inputs.mix_ids else task).encode(sample) for sample in samples]
+
+
+def write_report(run: Run) -> GateReport:
+    """Put the results of all gates into one report, in every format; gates that were not reached are INSUFFICIENT."""
+    found = {result.gate: result for stage in ("data", "model") for result in _results(run, stage)}
+    planned = (*planned_gates(run.policy, "data"), *planned_gates(run.policy, "model"))
+    not_run = "not run, because the data did not pass"
+    report = GateReport(
+        subject=f"{run.config.registry.name} run {run.manifest.run_key[:16]}",
+        policy_name=run.policy.name,
+        policy_sha256=run.policy.sha256,
+        planned=planned,
+        results=tuple(found.get(name) or GateResult.single(name, Verdict.INSUFFICIENT, not_run) for name in planned),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_all(report, run.report_dir)
+    return report
+
+
+def read_report(run: Run) -> GateReport:
+    """Read the run's report back; its verdict is derived again."""
+    return GateReport.from_json(read_json(run.report_dir / "report.json"))
+
+
+def register_candidate(run: Run, report: GateReport, *, run_id: str) -> int:
+    """Register the candidate and check what the registry then holds; return the version.
+
+    Raises:
+        RegistryError: If MLflow fails, or holds other bytes than were given.
+    """
+    assert report.verdict is Verdict.PASS, "only a candidate that passed is registered"
+    registry, package = run.config.registry, run.folder / "package"
+    write_package(package, serving_spec(run), delta=run.delta)
+    tags = {
+        "sparsegate.verdict": str(report.verdict),
+        "sparsegate.policy_sha256": report.policy_sha256,
+        "sparsegate.base_digest": run.base.digest,
+        COST_TAG: canonical_json(read_json(run.cost)),
+    }
+    version = register(
+        registry.tracking_uri,
+        name=registry.name,
+        run_id=run_id,
+        package=package,
+        input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
+        tags=tags,
+        run_key=run.manifest.run_key,
+    )
+    verify_readback(registry.tracking_uri, name=registry.name, version=version, package=package)
+    return version
+
+
+def promote_version(run: Run, version: int, champion: Champion | None) -> None:
+    """Make a version the champion, if the champion is still the one it was judged against."""
+    registry = run.config.registry
+    expected = champion.version if champion else None
+    promote(registry.tracking_uri, registry.name, version, registry.alias, expected=expected)
+
+
+def summary(run: Run) -> dict[str, dict[str, float]]:
+    """Return accuracy (and macro F1 or perplexity) of each evaluated model."""
+    rows: dict[str, dict[str, float]] = {}
+    for role in ("base", "champion", "candidate"):
+        path = run.folder / "evaluate" / f"predictions.{role}.jsonl"
+        if not path.exists():
+            continue
+        predictions = read_records(path, Prediction)
+        figures = {"accuracy": sum(line.correct for line in predictions) / len(predictions)}
+        nlls = [line.nll_nats for line in predictions if line.nll_nats is not None]
+        if nlls:
+            figures["perplexity"] = math.exp(sum(nlls) / len(nlls))
+        if run.config.data.task == "classification":
+            expected, predicted = [p.expected for p in predictions], [p.predicted for p in predictions]
+            figures["macro_f1"] = classification_figures(expected, predicted).macro_f1
+        rows[role] = figures
+    return rows
+
+
+def read_cost(run: Run) -> CostReport | None:
+    """Return what training cost, or None if it was not reached."""
+    return CostReport(**read_json(run.cost)) if run.cost.exists() else None

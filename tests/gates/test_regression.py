@@ -1,0 +1,139 @@
+import pytest
+
+from sparsegate.contracts import Prediction, Verdict
+from sparsegate.errors import DataError, MissingEvidenceError
+from sparsegate_gates.regression import Regression, RegressionSettings
+
+
+def run(files, *, first=None, **changes):
+    values = {"reason": "test", "margin": 0.03, "minimum_n": 100, **changes}
+    facts = {} if first is None else {"first": first}
+    return Regression().run(files.context(RegressionSettings(**values), **facts))
+
+
+def test_the_champion_against_itself_passes(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.champion", share(400, 480))
+    result = run(files, slice_margin=0.1)
+    assert result.verdict is Verdict.PASS
+    assert result.details["mcnemar_exact_p"] == 1.0
+    assert result.details["compared_with"] == "champion"
+
+
+def test_no_discordant_pair_at_small_n_is_no_proof_of_a_small_margin(files, share):
+    files.predictions("predictions.candidate", share(45, 50))
+    files.predictions("predictions.champion", share(45, 50))
+    assert run(files, minimum_n=50).verdict is Verdict.FAIL
+
+
+def test_a_loss_of_five_points_fails_and_names_the_worst_flips(files, share):
+    files.predictions("predictions.champion", share(400, 480), nll=0.1)
+    files.predictions("predictions.candidate", share(376, 480))
+    lines = [
+        Prediction(**{**vars(line), "nll_nats": 9.0 if line.id == "q390" else 1.0})
+        for line in _read(files.artifacts["predictions.candidate"])
+    ]
+    files.records("predictions.candidate", lines)
+    result = run(files)
+    assert result.verdict is Verdict.FAIL
+    assert result.details["negative_flips"] == 24
+    assert result.checks[0].items[0] == "q390"
+    assert len(result.checks[0].items) == 10
+
+
+def _read(path):
+    from sparsegate.files import read_records
+
+    return read_records(path, Prediction)
+
+
+def test_equal_accuracy_with_many_flips_fails(files):
+    files.predictions("predictions.champion", [position % 2 == 0 for position in range(480)])
+    files.predictions("predictions.candidate", [position % 2 == 1 for position in range(480)])
+    result = run(files)
+    assert result.checks[0].observed == 0
+    assert result.verdict is Verdict.FAIL
+
+
+def test_a_slice_that_lost_fails(files, share):
+    # every tenth item is of the phone channel
+    files.predictions("predictions.champion", [True] * 1000)
+    files.predictions("predictions.candidate", [bool(position % 10) or position > 250 for position in range(1000)])
+    result = run(files, margin=0.05, slice_margin=0.1)
+    assert result.deciding is not None
+    assert result.deciding.name == "channel=phone"
+
+
+def test_a_first_version_is_held_against_the_base(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.base", share(100, 480))
+    result = run(files, first=True)
+    assert result.verdict is Verdict.PASS
+    assert result.details["compared_with"] == "base"
+
+
+def test_a_first_version_that_is_worse_than_the_base_fails(files, share):
+    files.predictions("predictions.candidate", share(100, 480))
+    files.predictions("predictions.base", share(400, 480))
+    assert run(files, first=True).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("first", [None, False, "yes", 1])
+def test_no_champion_is_missing_evidence_unless_the_run_is_the_first(files, share, first):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.base", share(100, 480))
+    with pytest.raises(MissingEvidenceError, match="no champion"):
+        run(files, first=first)
+
+
+def test_a_champion_whose_file_is_gone_is_missing_evidence_even_on_a_first_run(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.base", share(100, 480))
+    files.artifacts["predictions.champion"] = files.folder / "gone.jsonl"
+    with pytest.raises(MissingEvidenceError, match="champion"):
+        run(files, first=True)
+
+
+def test_too_few_items_are_insufficient(files, share):
+    files.predictions("predictions.candidate", share(50, 50))
+    files.predictions("predictions.champion", share(40, 50))
+    assert run(files).verdict is Verdict.INSUFFICIENT
+
+
+def test_an_empty_champion_file_is_missing_evidence(files, share):
+    files.predictions("predictions.candidate", share(50, 50))
+    files.text("predictions.champion", "\n")
+    with pytest.raises(MissingEvidenceError, match="no lines"):
+        run(files)
+
+
+@pytest.mark.parametrize("damage", ["order", "ids", "expected", "length"])
+def test_answers_to_other_questions_are_an_error(files, share, damage):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.champion", share(400, 480))
+    lines = _read(files.artifacts["predictions.champion"])
+    if damage == "order":
+        lines = lines[::-1]
+    elif damage == "length":
+        lines = lines[:-1]
+    elif damage == "ids":
+        lines[3] = Prediction("other", lines[3].expected, lines[3].predicted, lines[3].correct)
+    else:
+        lines[3] = Prediction(lines[3].id, "unknown", "unknown", True)
+    files.records("predictions.champion", lines)
+    del files.artifacts["data.evaluation"]
+    with pytest.raises(DataError, match=r"predictions\.champion"):
+        run(files)
+
+
+def test_nan_in_a_file_is_an_error(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.champion", share(400, 480))
+    path = files.artifacts["predictions.champion"]
+    files.text("predictions.champion", path.read_text().replace('"nll_nats": null', '"nll_nats": NaN', 1))
+    with pytest.raises(DataError, match="finite"):
+        run(files)
+
+
+def test_settings_say_what_is_wrong():
+    assert list(RegressionSettings(reason="", margin=-0.1, minimum_n=0).problems()) == ["reason", "margin", "minimum_n"]

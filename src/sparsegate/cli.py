@@ -18,6 +18,7 @@ from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mea
 
 if TYPE_CHECKING:
     from sparsegate.config import RunConfig
+    from sparsegate.workflow.bench.options import BenchOptions
     from sparsegate.workflow.outcome import Outcome
 
 _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it, register it in MLflow
@@ -29,6 +30,7 @@ usage: sparsegate VERB [--help]
   gate      judge a run's candidate
   register  register and promote a candidate that has passed
   validate  check configuration, policy and data; nothing is run or written
+  bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
             30 nothing to do, or another run holds the lock
@@ -118,12 +120,40 @@ def validate(arguments: Sequence[str]) -> int:
     return ExitCode.PASSED
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate bench``."""
+    options, json_file, plot_file = _parse_bench(arguments)
+    _quiet_logs()
+    from rich.console import Console
+
+    from sparsegate.files import write_json
+    from sparsegate.workflow.bench.plot import check_plotting, write_plot
+    from sparsegate.workflow.bench.run import run_bench
+    from sparsegate.workflow.bench.table import print_bench
+    from sparsegate.workflow.inputs import check_writable
+
+    for file in (json_file, plot_file):
+        if file is not None:
+            check_writable(file.parent)
+    if plot_file is not None:
+        check_plotting()
+    report = run_bench(options)
+    if json_file is not None:
+        write_json(json_file, report.to_json())
+    if plot_file is not None:
+        write_plot(report, plot_file)
+    console = Console()
+    print_bench(report, console if console.is_terminal else Console(width=120))
+    return report.exit_code
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "retrain": retrain,
     "train": train,
     "gate": gate,
     "register": register,
     "validate": validate,
+    "bench": bench,
 }
 
 
@@ -191,6 +221,38 @@ def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
     return config, options
 
 
+def _parse_bench(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None, Path | None]:
+    """Read the options of ``bench``, and the files for its JSON and its plot.
+
+    Raises:
+        UsageError: For the first option that can't be used.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from sparsegate.workflow.bench.methods import METHODS
+    from sparsegate.workflow.bench.options import DEFAULT_METHODS, BenchOptions
+
+    about = "".join(f"\n  {name:<12}{method.about}" for name, method in METHODS.items())
+    parser = ArgumentParser(
+        prog="sparsegate bench",
+        description=f"Measure training steps of several methods, each in a process of its own.\n\nmethods:{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="methods, separated by commas")
+    parser.add_class_arguments(BenchOptions, nested_key=None, skip={"methods"})
+    parser.add_argument("--json", metavar="FILE", help="write rows and environment as JSON")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw step time against peak memory")
+    try:
+        parsed = parser.parse_args(list(arguments)).as_dict()
+    except ArgumentError as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    files = [None if parsed[name] is None else Path(parsed[name]) for name in ("json", "plot")]
+    methods = tuple(name.strip() for name in parsed["methods"].split(",") if name.strip())
+    values = {name: parsed[name] for name in BenchOptions.__dataclass_fields__ if name != "methods"}
+    return BenchOptions(**values, methods=methods), files[0], files[1]
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -208,7 +270,7 @@ def _quiet_logs() -> None:
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

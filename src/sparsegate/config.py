@@ -40,7 +40,8 @@ class DataConfig:
     """Where the samples are and what their columns mean.
 
     Args:
-        train: JSONL, CSV or Parquet file, ``hf:ORG/NAME@REVISION:SPLIT``, or ``builtin:`` for data that ships with sparsegate.
+        train: JSONL, CSV or Parquet file, ``hf:ORG/NAME@REVISION:SPLIT``, or ``builtin:`` for data that ships with
+            sparsegate.
         evaluation: The held-back set that the gates judge by; None splits it off the training file by stable hash.
         task: ``classification`` (the response is one of a few label words) or ``generation``.
         prompt_column: Column with what the user writes.
@@ -108,7 +109,9 @@ class TrainingConfig:
     """Sparse fine-tuning.
 
     Args:
-        selector: How entries are scored: random, magnitude, gradient, fisher.
+        selector: How entries are scored: random, magnitude, magnitude_bottom, lift, gradient, fisher, taylor, adam,
+            separable; ``fisher*magnitude`` multiplies ranks; ``magnitude@fisher:0.3`` scores by magnitude inside the
+            best 30% of the columns by fisher.
         support: Shape of the trained set: ``element`` (single entries) or ``column`` (whole input columns, faster).
         density: Share of the entries of each trained weight that is updated, in (0, 1].
         frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1).
@@ -300,7 +303,8 @@ def load(path: Path, config_type: type[Any] = RunConfig) -> Any:
 
     Args:
         path: The YAML file.
-        config_type: Dataclass to build; nested dataclasses, tuples, mappings, literals and unions with None are understood.
+        config_type: Dataclass to build; nested dataclasses, tuples, mappings, literals and unions with None are
+            understood.
 
     Raises:
         ConfigError: With every unknown key, wrong type and broken rule, each with file and line.
@@ -318,6 +322,9 @@ def load(path: Path, config_type: type[Any] = RunConfig) -> Any:
     if reader.problems:
         raise ConfigError(reader.problems)
     return value
+
+
+_NODE_NAMES = {yaml.ScalarNode: "single value", yaml.SequenceNode: "list", yaml.MappingNode: "mapping"}
 
 
 class _Reader:
@@ -404,5 +411,5 @@ class _Reader:
         return node.value if tag != "null" else self._wrong(node, name, "text")
 
     def _wrong(self, node: yaml.Node, name: str, wanted: str) -> None:
-        got = f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+        got = f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else f"a {_NODE_NAMES[type(node)]}"
         self.report(node, f"{name} must be {wanted}, got {got}")

@@ -86,6 +86,9 @@ class Generation:
 # --- sparse training ----------------------------------------------------------------------------
 
 
+Statistic = Literal["grad_sum", "grad_sq_sum", "grad_sq_columns", "grad_sq_rows", "output_grad_sq", "input_sq"]
+
+
 @dataclass(frozen=True)
 class CalibrationStats:
     """What calibration batches told about one weight of shape (out, in); absent figures are None.
@@ -93,11 +96,19 @@ class CalibrationStats:
     Args:
         grad_sum: Sum of the loss gradients over the batches, shape (out, in).
         grad_sq_sum: Sum of the squared gradients over the batches, shape (out, in).
+        grad_sq_columns: ``grad_sq_sum`` summed over each column, shape (in).
+        grad_sq_rows: ``grad_sq_sum`` summed over each row, shape (out).
+        output_grad_sq: Sum of the squared gradients of the map's outputs over all tokens, shape (out).
+        input_sq: Sum of the squared inputs of the map over all tokens, shape (in).
         generator: Source of randomness for selectors that need it.
     """
 
     grad_sum: Tensor | None = None
     grad_sq_sum: Tensor | None = None
+    grad_sq_columns: Tensor | None = None
+    grad_sq_rows: Tensor | None = None
+    output_grad_sq: Tensor | None = None
+    input_sq: Tensor | None = None
     generator: Any = None
 
 
@@ -109,10 +120,25 @@ class MaskSelector(Protocol):
     """
 
     name: str
-    needs: frozenset[Literal["grad_sum", "grad_sq_sum"]]
+    needs: frozenset[Statistic]
 
     def score(self, weight: Tensor, stats: CalibrationStats) -> Tensor:
-        """Return finite scores of the weight's shape (out, in)."""
+        """Return finite scores of the weight's shape (out, in), on the weight's device."""
+        ...
+
+
+@runtime_checkable
+class UnitSelector(MaskSelector, Protocol):
+    """A selector that scores whole columns or rows from smaller statistics than it needs for entries.
+
+    ``unit_needs`` names, for each kind of support it does this for (``column``, ``row``), what it then needs in place
+    of ``needs``.
+    """
+
+    unit_needs: Mapping[SupportKind, frozenset[Statistic]]
+
+    def score_units(self, weight: Tensor, stats: CalibrationStats, kind: SupportKind) -> Tensor:
+        """Return finite scores of shape (in) for ``column``, (out) for ``row``."""
         ...
 
 
@@ -350,10 +376,11 @@ class GateContext:
 
     Args:
         settings: The gate's block of the policy, already checked against the gate's settings class.
-        artifacts: Name to file or folder. Names in use: ``data.train``, ``data.validation``, ``data.evaluation`` (lines of
-            :class:`Sample`); ``predictions.candidate|champion|base`` (lines of :class:`Prediction`);
-            ``generations.red_team|benign.candidate|champion|base`` (lines of :class:`Generation`), ``prompts.canaries``; ``delta``;
-            ``base_model`` (folder); ``cost`` (JSON of :class:`CostReport`); ``cost.champion``.
+        artifacts: Name to file or folder. Names in use: ``data.train``, ``data.validation``, ``data.evaluation``
+            (lines of :class:`Sample`); ``predictions.candidate|champion|base`` (lines of :class:`Prediction`);
+            ``generations.red_team|benign.candidate|champion|base`` (lines of :class:`Generation`),
+            ``prompts.canaries``; ``delta``; ``base_model`` (folder); ``cost`` (JSON of :class:`CostReport`);
+            ``cost.champion``.
         output_dir: Folder where the gate may leave files for the report (Data Docs, per-item judgements).
         task: What the model is trained for.
         facts: Further plain facts, such as ``{"first": True}`` when no champion is expected.

@@ -102,6 +102,7 @@ def read_records(path: Path, record_type: type[Record]) -> list[Record]:
 
 
 def sha256_bytes(data: bytes) -> str:
+    """Return the hex sha256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -19,8 +19,8 @@ _BUCKET_BATCHES = 16
 class Batch(TypedDict):
     """One padded batch.
 
-    ``input_ids``, ``attention_mask`` and ``labels`` have shape (batch, tokens) and are padded on the right; ``labels`` equal
-    ``input_ids`` on response tokens and ``IGNORED`` elsewhere. ``ids`` are the samples' ids.
+    ``input_ids``, ``attention_mask`` and ``labels`` have shape (batch, tokens) and are padded on the right; ``labels``
+    equal ``input_ids`` on response tokens and ``IGNORED`` elsewhere. ``ids`` are the samples' ids.
     """
 
     input_ids: Tensor
@@ -48,8 +48,8 @@ def collate(samples: Sequence[EncodedSample], *, pad_id: int) -> Batch:
 class BatchLoader:
     """Iterates over batches of similar length; each pass is shuffled anew from the seed and the pass's number.
 
-    It has ``state_dict`` and ``load_state_dict``, so that Lightning saves its place in a checkpoint and a resumed run goes on with
-    the batch that would have come next.
+    It has ``state_dict`` and ``load_state_dict``, so that Lightning saves its place in a checkpoint and a resumed run
+    goes on with the batch that would have come next.
 
     Args:
         samples: The samples; their ids must be unique.
@@ -67,26 +67,33 @@ class BatchLoader:
         self._seed = seed
         self._epoch = 0
         self._position = 0
+        self._resume_at = 0
 
     def __len__(self) -> int:
         return -(-len(self._samples) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self._order()
-        start, self._position = self._position, 0
+        order = self._order(self._epoch)
+        start, self._resume_at = self._resume_at, 0
         for position in range(start, len(order)):
-            self._position = position + 1
+            # before the batch is handed out: who counts the batches does not come back after the last one
+            is_last = position + 1 == len(order)
+            self._epoch, self._position = (self._epoch + 1, 0) if is_last else (self._epoch, position + 1)
             yield collate([self._samples[index] for index in order[position]], pad_id=self._pad_id)
-        self._epoch += 1
-        self._position = 0
 
-    def _order(self) -> list[list[int]]:
+    def first_pass(self) -> Iterator[Batch]:
+        """Yield the batches of the first pass that have been handed out, without moving the place in the order."""
+        order = self._order(0)
+        for indices in order if self._epoch else order[: self._position]:
+            yield collate([self._samples[index] for index in indices], pad_id=self._pad_id)
+
+    def _order(self, epoch: int) -> list[list[int]]:
         lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in self._samples]
         size = self._batch_size
         if self._seed is None:
             indices = sorted(range(len(lengths)), key=lambda index: lengths[index])
             return [indices[start : start + size] for start in range(0, len(indices), size)]
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         shuffled = torch.randperm(len(lengths), generator=generator).tolist()
         batches: list[list[int]] = []
         for start in range(0, len(shuffled), size * _BUCKET_BATCHES):
@@ -99,6 +106,7 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._epoch, self._position = state["epoch"], state["position"]
+        self._resume_at = self._position
 
 
 class SampleDataModule(L.LightningDataModule):
@@ -124,6 +132,8 @@ class SampleDataModule(L.LightningDataModule):
         super().__init__()
         if not train:
             raise DataError("the training set is empty")
+        if shared := {sample.id for sample in train} & {sample.id for sample in validation}:
+            raise DataError(f"sample id '{min(shared)}' stands in both training and validation; ids must be unique")
         self._train = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
         self._calibration = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
         self._validation = BatchLoader(validation, batch_size=batch_size, pad_id=pad_id, seed=None)

@@ -14,7 +14,7 @@ from sparsegate.models.heads import logits_at
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 class GeneratedText(NamedTuple):
@@ -101,6 +101,6 @@ def response_nll(model: PreTrainedModel, samples: Sequence[EncodedSample], *, ba
         logits = logits_at(model, input_ids, (place < lengths).long(), predicts)
         losses = F.cross_entropy(logits.float(), input_ids[:, 1:][predicts[:, :-1]], reduction="none")
         counts = predicts.sum(1).tolist()
-        for index, part in zip(chosen, losses.split(counts), strict=True):
+        for index, part in zip(chosen, torch.split(losses, counts), strict=True):
             results[index] = float(part.mean())
     return results

@@ -1,7 +1,8 @@
 """Which of a few label texts does the model find most likely? The exact answer, without scoring all of them.
 
-Labels form a trie. The log-probability of a prefix bounds that of every label below it, so a best-first search may stop as soon
-as a whole label scores at least as high as every prefix left: usually after one or two short forward passes over the cached prompt.
+Labels form a trie. The log-probability of a prefix bounds that of every label below it, so a best-first search may stop
+as soon as a whole label scores at least as high as every prefix left: usually after one or two short forward passes
+over the cached prompt.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Tokens = tuple[int, ...]
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 class LabelScore(NamedTuple):
@@ -76,7 +77,8 @@ def score_labels(
     Args:
         model: A causal language model in evaluation mode.
         prompts: Token ids of each prompt.
-        labels: Token ids of each label, ending with the token that ends an answer, so that no label is the beginning of another.
+        labels: Token ids of each label, ending with the token that ends an answer, so that no label is the beginning of
+            another.
         batch_size: Prompts scored at once.
         progress: Called with the number of prompts done after each batch.
 
@@ -106,7 +108,7 @@ def _check_labels(labels: Sequence[Tokens]) -> None:
     ordered = sorted(labels)
     if not labels or not all(labels):
         raise ValueError("labels must not be empty")
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if second[: len(first)] == first:
             raise ValueError(
                 "labels must differ, and none may be the beginning of another; end each with the end token"
@@ -190,9 +192,10 @@ class _BatchSearch:
     ) -> None:
         """Run each wanted node's path after its prompt; push the whole label or the children it leads to."""
         rows = torch.tensor(sorted(wanted), device=self._mask.device)
-        width = max(len(node.path) for _, node in wanted.values())
-        paths = [[*wanted[row][1].path] + [0] * (width - len(wanted[row][1].path)) for row in sorted(wanted)]
-        tokens = torch.tensor(paths, device=rows.device)
+        # a whole label's last token is only predicted, never read
+        inputs = [wanted[row][1].path[: -1 if wanted[row][1].label is not None else None] for row in sorted(wanted)]
+        width = max(map(len, inputs))
+        tokens = torch.tensor([[*path] + [0] * (width - len(path)) for path in inputs], device=rows.device)
         mask = self._mask[rows]
         positions = mask.sum(1, keepdim=True) + torch.arange(width, device=rows.device)
         cache = deepcopy(self._cache)
@@ -212,7 +215,8 @@ class _BatchSearch:
                 score += float(log_probs[place, position - 1, node.path[position]])
             if node.label is not None:
                 heapq.heappush(frontiers[row], (-score, (node.label,), node.label))
-            _push_children(frontiers[row], node, score, log_probs[place, len(node.path) - 1])
+            else:
+                _push_children(frontiers[row], node, score, log_probs[place, len(node.path) - 1])
 
 
 def _push_children(

@@ -1,4 +1,7 @@
-"""The deployed interface: what reaches the user for a prompt. The evaluation and the served model both answer through it."""
+"""The deployed interface: what reaches the user for a prompt.
+
+The evaluation and the served model both answer through it.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class Predictor:
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
 
-    def predict(self, prompts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> list[Answer]:
+    def predict(self, prompts: Sequence[str], *, progress: Callable[[int], object] | None = None) -> list[Answer]:
         """Answer each prompt, in order.
 
         Args:

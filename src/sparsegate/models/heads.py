@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def logits_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
     """Run a model and return the logits at chosen positions.
 
-    The output head sees the hidden states of these positions only; whatever the model does after its head (logit scaling,
-    soft-capping) stays in place.
+    The output head sees the hidden states of these positions only; whatever the model does after its head (logit
+    scaling, soft-capping) stays in place.
 
     Args:
         model: A causal language model.

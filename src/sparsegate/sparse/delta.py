@@ -1,8 +1,8 @@
 """The delta file: what training changed, and nothing else, as safetensors.
 
-Metadata: ``format``, ``base_digest``, ``supports`` (JSON: parameter name to kind and shape) and ``manifest`` (JSON). Tensors for each
-parameter: ``NAME::ids``, ``NAME::old`` and ``NAME::new``. Because the old values are stored, applying is checked bit for bit
-against the model at hand, and reverting is exact.
+Metadata: ``format``, ``base_digest``, ``supports`` (JSON: parameter name to kind and shape) and ``manifest`` (JSON).
+Tensors for each parameter: ``NAME::ids``, ``NAME::old`` and ``NAME::new``. Because the old values are stored, applying
+is checked bit for bit against the model at hand, and reverting is exact.
 """
 
 from __future__ import annotations
@@ -175,5 +175,5 @@ def _swap(model: nn.Module, delta: Delta, *, before: str, after: str) -> None:
                 f"{name} does not hold the delta's {before} values; is this the base it was trained on, untouched?"
             )
         plan.append((support, getattr(entry, after), weight))
-    for support, values, weight in plan:
-        support.scatter(values.to(weight.device), weight)
+    for support, values, target in plan:
+        support.scatter(values.to(target.device), target)

@@ -1,7 +1,8 @@
 """A linear map of which only a support is trained.
 
 The trained values live inside the weight, so the forward pass is a plain ``F.linear``: no clone, no second weight, no
-cost at inference. What differs from ``nn.Linear`` is the backward pass, which computes the gradient of the support only.
+cost at inference. What differs from ``nn.Linear`` is the backward pass, which computes the gradient of the support
+only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sparsegate.sparse.targets import Target
 
 
 class _ColumnLinear(torch.autograd.Function):
-    """``x W^T + b`` with the gradient of W's columns C: ``dY^T x[:, C]``. Only ``x[:, C]`` is kept for the backward pass."""
+    """``x W^T + b`` with the gradient of W's columns C: ``dY^T x[:, C]``; only ``x[:, C]`` is kept for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, ids: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ class _ColumnLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x_columns, weight = ctx.saved_tensors
         grad_rows = grad_output.flatten(0, -2)
@@ -45,7 +46,7 @@ class _ElementLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, ids = ctx.saved_tensors
         grad_rows = grad_output.flatten(0, -2)

@@ -44,7 +44,7 @@ def _factor(step: int, *, total_steps: int, warmup_fraction: float) -> float:
 def default_learning_rate(*, density: float, frozen_depth: float) -> float:
     """Return a learning rate for a density and a depth: the fewer entries are trained, the further each must move.
 
-    Source: the rise as density falls is Random Masking's, arXiv:2405.02596, section 4; the constants were fitted to this project's
-    experiments (CONTRIBUTING.md, log of results).
+    Source: the rise as density falls is Random Masking's, arXiv:2405.02596, section 4; the constants were fitted to
+    this project's experiments (CONTRIBUTING.md, log of results).
     """
-    return min(3e-3, 2e-4 * (0.1 / density) ** 0.5 / (1 - frozen_depth) ** 1.5)
+    return min(3e-3, 2e-4 * math.sqrt(0.1 / density) / math.pow(1 - frozen_depth, 1.5))

@@ -1,6 +1,7 @@
 """Choosing what to train: calibration, scores, supports.
 
-Gradients are taken one weight at a time: each is added to its statistics and freed as soon as back-propagation has made it.
+Gradients are taken one weight at a time: each is added to its statistics and freed as soon as back-propagation has made
+it. Only the statistics that a selector needs are kept; those of :data:`FLOW` cost no weight gradient at all.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsegate.contracts import CalibrationStats, MaskSelector, SupportKind
-from sparsegate.errors import DataError
+from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind, UnitSelector
+from sparsegate.errors import DataError, UsageError
 from sparsegate.sparse.layers import install
-from sparsegate.sparse.support import SparseSupport, choose_ids
+from sparsegate.sparse.selectors.combine import PrefilterSelector
+from sparsegate.sparse.support import SparseSupport, choose_ids, top_k
 from sparsegate.sparse.targets import Target
 
 Batch = TypeVar("Batch")
+
+FLOW: frozenset[Statistic] = frozenset({"output_grad_sq", "input_sq"})
+"""Statistics of what flows through a map, in place of gradients of its weight."""
 
 
 def calibrate(
@@ -27,31 +32,35 @@ def calibrate(
     batches: Iterable[Batch],
     loss: Callable[[Batch], Tensor],
     *,
-    needs: frozenset[str],
+    needs: frozenset[Statistic],
 ) -> dict[str, dict[str, Tensor]]:
-    """Measure gradient statistics of the targets' weights.
+    """Measure statistics of the targets.
 
     Args:
         targets: Weights to measure.
         batches: Calibration batches.
         loss: Gives the scalar loss of one batch.
-        needs: Which statistics to gather: ``grad_sum``, ``grad_sq_sum``.
+        needs: Which statistics to gather, as :func:`~sparsegate.sparse.selectors.units.statistics_needed` gives them.
 
     Returns:
-        For each target's name the statistics, each of the weight's shape (out, in), fp32.
+        For each target's name the statistics, fp32, of the shapes that :class:`~sparsegate.contracts.CalibrationStats`
+        tells.
 
     Raises:
         DataError: If there is no batch, or a loss is not finite.
     """
     sums: dict[str, dict[str, Tensor]] = {
-        target.name: {need: torch.zeros_like(target.linear.weight, dtype=torch.float32) for need in needs}
-        for target in targets
+        target.name: {need: _zeros(need, target.linear.weight) for need in needs} for target in targets
     }
     handles: list[RemovableHandle] = []
     for target in targets:
-        target.linear.weight.requires_grad_(True)
-        hook = partial(_accumulate, sums[target.name])
-        handles.append(target.linear.weight.register_post_accumulate_grad_hook(hook))
+        weight = target.linear.weight
+        if needs - FLOW:
+            weight.requires_grad_(True)
+            hook = partial(_add_gradient, sums[target.name])
+            handles.append(weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        if needs & FLOW:
+            handles.append(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
     try:
         count = 0
         for count, batch in enumerate(batches, start=1):
@@ -70,14 +79,44 @@ def calibrate(
     return sums
 
 
-def _accumulate(sums: Mapping[str, Tensor], weight: Tensor) -> None:
+def _zeros(need: Statistic, weight: Tensor) -> Tensor:
+    rows, columns = weight.shape
+    shapes: dict[Statistic, tuple[int, ...]] = {
+        "grad_sum": (rows, columns),
+        "grad_sq_sum": (rows, columns),
+        "grad_sq_columns": (columns,),
+        "grad_sq_rows": (rows,),
+        "output_grad_sq": (rows,),
+        "input_sq": (columns,),
+    }
+    return torch.zeros(shapes[need], dtype=torch.float32, device=weight.device)
+
+
+def _add_gradient(sums: Mapping[str, Tensor], weight: Tensor) -> None:
     assert weight.grad is not None
     gradient = weight.grad.float()
     if "grad_sum" in sums:
         sums["grad_sum"].add_(gradient)
     if "grad_sq_sum" in sums:
         sums["grad_sq_sum"].addcmul_(gradient, gradient)
+    if "grad_sq_columns" in sums:
+        sums["grad_sq_columns"].add_(torch.linalg.vector_norm(gradient, dim=0).square_())
+    if "grad_sq_rows" in sums:
+        sums["grad_sq_rows"].add_(torch.linalg.vector_norm(gradient, dim=1).square_())
     weight.grad = None
+
+
+def _watch(sums: Mapping[str, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Forward hook: add the inputs, and see to it that the outputs' gradients will be added."""
+    _add_squares("input_sq", sums, inputs[0])
+    if not output.requires_grad:  # the first maps, below which nothing needs a gradient
+        output.requires_grad_(True)
+    output.register_hook(partial(_add_squares, "output_grad_sq", sums))  # type: ignore[no-untyped-call]
+
+
+def _add_squares(need: Statistic, sums: Mapping[str, Tensor], values: Tensor) -> None:
+    if need in sums:
+        sums[need].add_(torch.linalg.vector_norm(values.detach().flatten(0, -2).float(), dim=0).square_())
 
 
 def select(
@@ -100,10 +139,25 @@ def select(
         kind: Shape of the supports.
         density: Share of each weight's entries to train.
         seed: Seed for selectors that draw.
+
+    Raises:
+        UsageError: If the selector keeps a smaller share of the columns than the density asks for.
     """
+    if isinstance(selector, PrefilterSelector) and density > selector.share:
+        raise UsageError(
+            f"density {density:g} is above the share of columns that selector '{selector.name}' keeps; raise the share"
+        )
     generator = torch.Generator().manual_seed(seed)
     for target in targets:
         weight = target.linear.weight
-        scores = selector.score(weight, CalibrationStats(**statistics.get(target.name, {}), generator=generator))
-        ids = choose_ids(scores.to(weight.device), kind, density)
-        install(model, target, SparseSupport(kind, ids, weight))
+        stats = CalibrationStats(**statistics.get(target.name, {}), generator=generator)
+        install(model, target, SparseSupport(kind, _choose(selector, weight, stats, kind, density), weight))
+
+
+def _choose(
+    selector: MaskSelector, weight: Tensor, stats: CalibrationStats, kind: SupportKind, density: float
+) -> Tensor:
+    if isinstance(selector, UnitSelector) and kind in selector.unit_needs:
+        scores = selector.score_units(weight, stats, kind)
+        return top_k(scores, max(1, round(len(scores) * density)))
+    return choose_ids(selector.score(weight, stats), kind, density)

@@ -13,7 +13,8 @@ from sparsegate.contracts import SupportKind
 def top_k(scores: Tensor, count: int) -> Tensor:
     """Return the indices of the ``count`` highest scores of a 1-d tensor, in ascending order.
 
-    The count is exact and equal scores are taken lowest index first, so that the mask is the same on every machine and rank.
+    The count is exact and equal scores are taken lowest index first, so that the mask is the same on every machine and
+    rank.
 
     Raises:
         ValueError: If a score is not finite or ``count`` is out of range.
@@ -40,7 +41,8 @@ def choose_ids(scores: Tensor, kind: SupportKind, density: float) -> Tensor:
 
     Args:
         scores: One score for each entry.
-        kind: ``element`` gives flat indices of single entries, ``column`` the indices of the input columns with the highest sums.
+        kind: ``element`` gives flat indices of single entries, ``column`` the indices of the input columns with the
+            highest sums.
         density: Share of the entries to take; at least one unit is taken.
     """
     flat = scores.sum(dim=0) if kind == "column" else scores.flatten()

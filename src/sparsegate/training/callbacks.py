@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from sparsegate.data.datamodule import Batch
 
+_LOG = logging.getLogger(__name__)
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
@@ -41,8 +43,9 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class CostMeter(Callback):
-    """Measures the time, the tokens and the peak memory of fitting. A resumed run adds to what the killed one had measured.
+    """Measures the time, the tokens and the peak memory of fitting.
 
+    A resumed run adds to what the killed one had measured.
     ``tokens`` counts real tokens, padding excluded; ``seconds`` includes validation and checkpoints.
     """
 
@@ -89,10 +92,29 @@ class StderrProgressBar(TQDMProgressBar):
     def init_validation_tqdm(self) -> Tqdm:
         return _to_stderr(super().init_validation_tqdm())
 
-    def init_sanity_tqdm(self) -> Tqdm:
-        return _to_stderr(super().init_sanity_tqdm())
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(*arguments)
+        metrics.pop("v_num", None)  # MLflow's run id, which says nothing here
+        return metrics
 
 
 def _to_stderr(bar: Tqdm) -> Tqdm:
     bar.fp = sys.stderr
     return bar
+
+
+class ProgressLog(Callback):
+    """Ten lines of progress for a log file, where a bar would fill it with control characters."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        total, step = int(trainer.estimated_stepping_batches), trainer.global_step
+        if step % max(1, total // 10) == 0 or step == total:
+            loss = float(trainer.callback_metrics["train_loss_nats"])
+            _LOG.info("step %d of %d, training loss %.3f nats", step, total, loss)
+
+
+def progress() -> Callback:
+    """Return the bar for a terminal, else the log."""
+    return StderrProgressBar(refresh_rate=5) if sys.stderr.isatty() else ProgressLog()

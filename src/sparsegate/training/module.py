@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from sparsegate.contracts import SupportKind
-from sparsegate.data.datamodule import Batch, SampleDataModule
+from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule
 from sparsegate.errors import UsageError
 from sparsegate.sparse.delta import Delta, extract_delta
 from sparsegate.sparse.layers import install, sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
 from sparsegate.sparse.selection import calibrate, select
 from sparsegate.sparse.selectors import make_selector
+from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
-from sparsegate.sparse.targets import find_targets, num_frozen_layers
+from sparsegate.sparse.targets import decoder_layers, find_targets, num_frozen_layers
 from sparsegate.training.loss import supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
 
@@ -87,6 +88,7 @@ class SparseFineTuner(L.LightningModule):
         self._seed = seed
         self._cache_prefix = cache_prefix and self._first_layer > 0
         self._prefix_cache: PrefixCache | None = None
+        self._loader_state: dict[str, int] | None = None
 
     # --- selection ---
 
@@ -99,12 +101,13 @@ class SparseFineTuner(L.LightningModule):
         started = time.perf_counter()
         targets = find_targets(self.model, first_layer=self._first_layer)
         statistics: dict[str, dict[str, Tensor]] = {}
-        if self._selector.needs:
+        needs = statistics_needed(self._selector, self._support)
+        if needs:
             statistics = calibrate(
                 targets,
                 (self._to_device(batch) for batch in islice(batches, self._calibration_batches)),
                 self.loss,
-                needs=frozenset(self._selector.needs),
+                needs=needs,
             )
         select(
             self.model, targets, self._selector, statistics, kind=self._support, density=self._density, seed=self._seed
@@ -120,6 +123,8 @@ class SparseFineTuner(L.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._set_modes()
         resuming = self.trainer.ckpt_path is not None
         if stage != "fit" or resuming or sparse_layers(self.model):
             return
@@ -129,13 +134,23 @@ class SparseFineTuner(L.LightningModule):
                 "nothing to choose the entries by: call select(batches) first, or fit with a SampleDataModule"
             )
         self.model.to(self.trainer.strategy.root_device)
-        self.select(datamodule.calibration_batches())
+        with self.trainer.precision_plugin.forward_context():
+            self.select(datamodule.calibration_batches())
+
+    def _set_modes(self) -> None:
+        """Put what is trained in training mode; frozen layers stay deterministic, since their outputs are kept."""
+        self.model.train(self._first_layer == 0)
+        for layer in decoder_layers(self.model)[1][self._first_layer :]:
+            layer.train()
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = {
             key: value.to(self.model.device) if isinstance(value, Tensor) else value for key, value in batch.items()
         }
         return cast(Batch, moved)
+
+    def _make_prefix_cache(self, limit_bytes: int) -> PrefixCache:
+        return PrefixCache(self.model, first_layer=self._first_layer, limit_bytes=limit_bytes)
 
     # --- training ---
 
@@ -144,8 +159,7 @@ class SparseFineTuner(L.LightningModule):
         if not self._cache_prefix:
             return supervised_loss(self.model, batch)
         if self._prefix_cache is None:
-            limit = available_bytes(self.model.device)
-            self._prefix_cache = PrefixCache(self.model, first_layer=self._first_layer, limit_bytes=limit)
+            self._prefix_cache = self._make_prefix_cache(available_bytes(self.model.device))
         with self._prefix_cache.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
             return supervised_loss(self.model, batch)
 
@@ -177,9 +191,14 @@ class SparseFineTuner(L.LightningModule):
         }
         checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
         checkpoint["rng_state"] = torch.get_rng_state()
+        loader = self.trainer.train_dataloader
+        checkpoint["train_loader"] = loader.state_dict() if isinstance(loader, BatchLoader) else None
+        checkpoint["prefix_cache_bytes"] = self._prefix_cache.limit_bytes if self._prefix_cache else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state, kinds = checkpoint["state_dict"], checkpoint["sparse_layers"]
+        for layer in sparse_layers(self.model).values():
+            layer.support.revert(layer.linear.weight)
         uninstall(self.model)
         targets = {target.name: target for target in find_targets(self.model, first_layer=self._first_layer)}
         if targets.keys() != kinds.keys():
@@ -190,10 +209,27 @@ class SparseFineTuner(L.LightningModule):
             parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values")}
             weight = targets[name].linear.weight
             support = SparseSupport(kind, parts["ids"].to(weight.device), weight)
-            support.originals.copy_(parts["originals"])
+            if not torch.equal(support.originals, parts["originals"].to(weight.device)):
+                raise UsageError("the checkpoint was made with another base model; load the one it was made with")
             support.values.data.copy_(parts["values"])
             install(self.model, targets[name], support).commit()
         torch.set_rng_state(checkpoint["rng_state"].cpu())
+        self._loader_state = checkpoint["train_loader"]
+        if checkpoint["prefix_cache_bytes"] is not None:
+            self._prefix_cache = self._make_prefix_cache(checkpoint["prefix_cache_bytes"])
+
+    def on_train_start(self) -> None:
+        # not left to Lightning: it forgets a loader's place once estimated_stepping_batches has looked at the loader
+        loader, state = self.trainer.train_dataloader, self._loader_state
+        if state is None or not isinstance(loader, BatchLoader):
+            return
+        loader.load_state_dict(state)
+        self._loader_state = None
+        if self._prefix_cache is not None:
+            # in the batches of the first pass: in others, sums round differently
+            with self.trainer.precision_plugin.forward_context():
+                for batch in loader.first_pass():
+                    self._prefix_cache.fill(self._to_device(batch))
 
     # --- results ---
 

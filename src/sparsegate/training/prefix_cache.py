@@ -1,18 +1,20 @@
 """Outputs of the frozen layers, kept across epochs.
 
-The layers below the first trained one never change, so what they make of a sample never changes either: they run once for each
-sample, and from then on the first trained layer is fed from memory. Exact for causal models with padding on the right.
+The layers below the first trained one never change, so what they make of a sample never changes either: they run once
+for each sample, and from then on the first trained layer is fed from memory. Exact for causal models with padding on
+the right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsegate.data.datamodule import Batch
 from sparsegate.sparse.targets import decoder_layers
 
 if TYPE_CHECKING:
@@ -30,9 +32,10 @@ class PrefixCache:
 
     def __init__(self, model: PreTrainedModel, *, first_layer: int, limit_bytes: int) -> None:
         assert first_layer >= 1
+        self._model = model
         self._layers = decoder_layers(model)[1]
         self._first_layer = first_layer
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._kept: dict[str, Tensor] = {}
         self.size_bytes = 0
 
@@ -59,11 +62,20 @@ class PrefixCache:
             handle.remove()
         self._keep(ids, lengths, captured[0].detach())
 
+    @torch.no_grad()
+    def fill(self, batch: Batch) -> None:
+        """Keep a batch's samples; only the frozen layers are run."""
+        with self.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
+            handle = self._layers[self._first_layer].register_forward_pre_hook(_stop)
+            with suppress(_FrozenLayersDoneError):
+                self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            handle.remove()
+
     def _keep(self, ids: Sequence[str], lengths: Sequence[int], states: Tensor) -> None:
         for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
             state = states[row, :length]
             size = state.numel() * state.element_size()
-            if sample_id not in self._kept and self.size_bytes + size <= self._limit_bytes:
+            if sample_id not in self._kept and self.size_bytes + size <= self.limit_bytes:
                 self._kept[sample_id] = state.clone()
                 self.size_bytes += size
 
@@ -80,6 +92,14 @@ class PrefixCache:
         finally:
             for layer in frozen:
                 del layer.forward
+
+
+class _FrozenLayersDoneError(Exception):
+    """Ends a forward pass before the first trained layer."""
+
+
+def _stop(*_: Any) -> None:
+    raise _FrozenLayersDoneError
 
 
 def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

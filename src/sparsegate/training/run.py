@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import signal
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from sparsegate.contracts import CostReport, EncodedSample
 from sparsegate.data.datamodule import SampleDataModule
 from sparsegate.errors import SparsegateError
 from sparsegate.sparse.delta import write_delta
-from sparsegate.training.callbacks import CostMeter, StderrProgressBar
+from sparsegate.training.callbacks import CostMeter, StderrProgressBar, progress
 from sparsegate.training.module import SparseFineTuner
 
 if TYPE_CHECKING:
@@ -84,20 +85,27 @@ def train(
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
-    trainer = _make_trainer(config, checkpoints, logger, [meter, StderrProgressBar(refresh_rate=5), *callbacks])
+    trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
     resume_from = checkpoints / "last.ckpt"
     with warnings.catch_warnings():
-        # both are on purpose: batches come ready from memory, and the loader keeps its own place in a checkpoint
+        # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
-        trainer.fit(
-            tuner,
-            datamodule=data,
-            ckpt_path=resume_from if resume_from.exists() else None,
-            weights_only=True if resume_from.exists() else None,
-        )
-    if trainer.interrupted:
-        raise SparsegateError("training was interrupted; the same command goes on from the last checkpoint")
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                tuner,
+                datamodule=data,
+                ckpt_path=resume_from if resume_from.exists() else None,
+                weights_only=True if resume_from.exists() else None,
+            )
+        except SystemExit:  # how Lightning ends on Ctrl+C, deaf to further ones, and on SIGTERM
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise SparsegateError(
+                "training was interrupted; the same command goes on from the last checkpoint"
+            ) from None
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not all(math.isfinite(value) for value in metrics.values()):
         raise SparsegateError(
@@ -135,6 +143,7 @@ def _make_trainer(
         logger=logger or False,
         callbacks=[*callbacks, keep_last],
         enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, StderrProgressBar) for callback in callbacks),
     )
 
 

@@ -1,8 +1,8 @@
 """The evaluate stage: what candidate, champion and base say to the evaluation set and the safety prompts.
 
-One model is in memory: the base is loaded from disk, and deltas are applied and taken back. The candidate is thus judged as it will
-be deployed, base plus delta file, and not as training left it. Answers are cached by the digests of model, prompts and settings, so
-base and champion are evaluated once.
+One model is in memory: the base is loaded from disk, and deltas are applied and taken back. The candidate is thus
+judged as it will be deployed, base plus delta file, and not as training left it. Answers are cached by the digests of
+model, prompts and settings, so base and champion are evaluated once.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class _Evaluator:
         write_records(path, read_records(kept, record))
         return path
 
-    def _predict(self, samples: Sequence[Sample], progress: Callable[[int], None]) -> list[Prediction]:
+    def _predict(self, samples: Sequence[Sample], progress: Callable[[int], object]) -> list[Prediction]:
         answers = self._predictor.predict([sample.prompt for sample in samples], progress=progress)
         nlls: list[float | None] = [None] * len(samples)
         if self._subject.spec.task == "generation":
@@ -191,7 +191,7 @@ class _Evaluator:
             for sample, answer, nll in zip(samples, answers, nlls, strict=True)
         ]
 
-    def _generate(self, prompts: Sequence[PromptRow], progress: Callable[[int], None]) -> list[Generation]:
+    def _generate(self, prompts: Sequence[PromptRow], progress: Callable[[int], object]) -> list[Generation]:
         template = ChatTemplate(self._tokenizer, system_prompt=None, max_tokens=self._subject.spec.max_tokens)
         texts = generate(
             self._model,
@@ -215,7 +215,7 @@ def _is_correct(answer: str, expected: str, task: Task) -> bool:
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: int) -> Iterator[Callable[[int], object]]:
     """Show a bar on stderr where that is a terminal; the log tells the start in any case."""
     from tqdm import tqdm
 

@@ -134,8 +134,9 @@ def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
     wanted = round(num_train * fraction / (1 - fraction))
     if wanted > len(pairs):
         raise DataError(
-            f"safety.mix_fraction {fraction:g} of {num_train} training samples needs {wanted} pairs, {config.safety.mix} has"
-            f" {len(pairs)}; lower it to {len(pairs) / (len(pairs) + num_train):.3f} or give a larger file"
+            f"safety.mix_fraction {fraction:g} of {num_train} training samples needs {wanted} pairs, "
+            f"{config.safety.mix} has {len(pairs)}; lower it to {len(pairs) / (len(pairs) + num_train):.3f} "
+            "or give a larger file"
         )
     kinds = sorted({pair.slices["kind"] for pair in pairs})
     by_kind = [[pair for pair in pairs if pair.slices["kind"] == kind] for kind in kinds]

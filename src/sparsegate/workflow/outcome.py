@@ -94,6 +94,7 @@ def _cost_text(cost: CostReport) -> str:
     return (
         f"cost  {cost.train_seconds:.0f} s training ({cost.steps} steps, {cost.tokens_per_second:.0f} tokens/s),"
         f" {cost.peak_memory_bytes / 1e9:.2f} GB peak memory, on {cost.device}\n"
-        f"      {cost.trainable_parameters / 1e6:.2f} M of {cost.total_parameters / 1e6:.1f} M weights trained ({share:.1%}),"
-        f" delta file {cost.artifact_bytes / 1e6:.1f} MB ({cost.artifact_bytes / cost.base_bytes:.1%} of the model)"
+        f"      {cost.trainable_parameters / 1e6:.2f} M of {cost.total_parameters / 1e6:.1f} M weights trained"
+        f" ({share:.1%}), delta file {cost.artifact_bytes / 1e6:.1f} MB"
+        f" ({cost.artifact_bytes / cost.base_bytes:.1%} of the model)"
     )

@@ -56,7 +56,7 @@ class Run:
         return self.folder / "train" / "cost.json"
 
     def artifacts(self) -> dict[str, Path]:
-        """Return the files that gates judge from, by the names in :class:`~sparsegate.contracts.GateContext`; only those that exist."""
+        """Return the files that gates judge from and that exist, by the names in :class:`~.contracts.GateContext`."""
         named = {
             **{
                 f"data.{part}": self.folder / "data" / f"{part}.jsonl" for part in ("train", "validation", "evaluation")

@@ -107,7 +107,7 @@ def train_candidate(run: Run, *, logger: Any = None) -> list[Path]:
 
 
 def encode_samples(run: Run, tokenizer: Any, samples: Sequence[Any]) -> list[EncodedSample]:
-    """Turn samples into token ids; pairs of the safety mix are encoded without the task's system prompt, as free chat."""
+    """Turn samples into token ids; pairs of the safety mix are encoded as free chat, without the system prompt."""
     data = run.config.data
     task = ChatTemplate(tokenizer, system_prompt=data.system_prompt, max_tokens=data.max_tokens)
     chat = ChatTemplate(tokenizer, system_prompt=None, max_tokens=data.max_tokens)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
 from torch import Tensor
 
-from sparsegate.contracts import CalibrationStats
+from sparsegate.contracts import CalibrationStats, Statistic
 
 
 class GradientSelector:
@@ -15,8 +13,8 @@ class GradientSelector:
     Source: SPEFT, arXiv:2412.13488, section 3.
     """
 
-    name: Final = "gradient"
-    needs: frozenset[Literal["grad_sum", "grad_sq_sum"]] = frozenset({"grad_sum"})
+    name: str = "gradient"
+    needs: frozenset[Statistic] = frozenset({"grad_sum"})
 
     def score(self, weight: Tensor, stats: CalibrationStats) -> Tensor:
         assert stats.grad_sum is not None

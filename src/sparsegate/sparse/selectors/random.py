@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
 import torch
 from torch import Tensor
 
-from sparsegate.contracts import CalibrationStats
+from sparsegate.contracts import CalibrationStats, Statistic
 
 
 class RandomSelector:
@@ -16,8 +14,9 @@ class RandomSelector:
     Source: Random Masking, arXiv:2405.02596.
     """
 
-    name: Final = "random"
-    needs: frozenset[Literal["grad_sum", "grad_sq_sum"]] = frozenset()
+    name: str = "random"
+    needs: frozenset[Statistic] = frozenset()
 
     def score(self, weight: Tensor, stats: CalibrationStats) -> Tensor:
-        return torch.rand(weight.shape, generator=stats.generator)
+        # drawn on the CPU: the same mask on every device
+        return torch.rand(weight.shape, generator=stats.generator).to(weight.device)

@@ -1,0 +1,173 @@
+"""What a benchmark is asked to do, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+from sparsegate.config import EMBEDDED_MODEL, TrainingConfig
+from sparsegate.contracts import SupportKind
+from sparsegate.errors import ConfigError, UsageError, did_you_mean
+
+DEFAULT_METHODS = (
+    "full",
+    "full-ours",
+    "lora",
+    "lora-ours",
+    "rslora",
+    "dora",
+    "adalora",
+    "shira",
+    "supertuning",
+    "sparse:element",
+    "sparse:column",
+    "sparse:column:plain_loss",
+    "sparse:column:cut=0.334",
+    "sparse:column:cut=0.334:cached",
+    "sparse:column:cut=0.667",
+    "sparse:column:cut=0.667:cached",
+)
+
+
+@dataclass(frozen=True)
+class SparseSetting:
+    """How our method trains: what stands after ``sparse:`` in a method's name.
+
+    Args:
+        support: Shape of the trained set.
+        density: Share of the entries of each trained weight, in (0, 1].
+        cut: Share of the layers, from the bottom, that stays frozen (``frozen_depth``), in [0, 1).
+        selector: How entries are scored.
+        cached: Feed the first trained layer from the prefix cache; the measured steps find every batch in it.
+        plain_loss: The model's own loss over all positions instead of ours, to show what our loss contributes.
+    """
+
+    support: SupportKind = "column"
+    density: float = 0.05
+    cut: float = 0.0
+    selector: str = TrainingConfig.selector
+    cached: bool = False
+    plain_loss: bool = False
+
+
+def parse_sparse(text: str) -> SparseSetting:
+    """Read ``SUPPORT[:density=D][:cut=F][:selector=NAME][:cached][:plain_loss]``.
+
+    Raises:
+        UsageError: If it is no such setting.
+
+    Example:
+        >>> parse_sparse("column:density=0.01:cached:cut=0.5").density
+        0.01
+    """
+    support, *parts = text.split(":")
+    kinds = get_args(SupportKind)
+    if support not in kinds:
+        raise UsageError(f"unknown support '{support}'{did_you_mean(support, kinds)}")
+    values: dict[str, object] = {"support": support}
+    known = [entry.name for entry in fields(SparseSetting) if entry.name != "support"]
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if name not in known:
+            raise UsageError(f"unknown setting '{name}'{did_you_mean(name, known)}")
+        if name in values:
+            raise UsageError(f"'{name}' stands twice; keep one")
+        values[name] = _setting(name, value if equals else None)
+    setting = SparseSetting(**values)  # type: ignore[arg-type]  # each value was read by its field's type
+    if not 0 < setting.density <= 1:
+        raise UsageError(f"density must be in (0, 1], got {setting.density:g}")
+    if not 0 <= setting.cut < 1:
+        raise UsageError(f"cut must be in [0, 1), got {setting.cut:g}")
+    if setting.cached and (setting.cut == 0 or setting.plain_loss):
+        raise UsageError("cached needs a cut above 0, and our loss")
+    return setting
+
+
+def _setting(name: str, value: str | None) -> object:
+    if name in {"cached", "plain_loss"}:
+        if value is not None:
+            raise UsageError(f"{name} takes no value, got '{value}'")
+        return True
+    if not value:
+        raise UsageError(f"{name} needs a value, such as {name}={getattr(SparseSetting, name)}")
+    if name == "selector":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"{name} must be a number, got '{value}'") from None
+
+
+def usable_threads() -> int:
+    """Return the number of processor threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The work that every method is given.
+
+    Args:
+        methods: Methods in the order in which they run.
+        model: Any source of a base model, or ``random:llama-tiny`` or ``random:llama-1b`` (random weights).
+        device: Where to train.
+        dtype: Type of the base model's weights.
+        batch_size: Samples in a batch.
+        tokens: Tokens in a sample.
+        supervised: Tokens of them, at the end, that the loss is taken on.
+        warmup: Steps before the measured ones; each has its own batch, and the measured steps repeat these batches.
+        steps: Measured steps.
+        rounds: How often all methods are measured, in turn; the median over the rounds is reported.
+        threads: Processor threads of each process.
+        seed: Seed of the batches and of everything else that is random.
+    """
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    model: str = EMBEDDED_MODEL
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 8
+    tokens: int = 128
+    supervised: int = 8
+    warmup: int = 2
+    steps: int = 6
+    rounds: int = 1
+    threads: int = field(default_factory=usable_threads)
+    seed: int = 0
+
+
+def check_options(options: BenchOptions, known_methods: Sequence[str]) -> None:
+    """Check everything that can be checked before the first process starts.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems = [
+        f"{name} must be at least 1, got {getattr(options, name)}"
+        for name in ("batch_size", "supervised", "warmup", "steps", "rounds", "threads")
+        if getattr(options, name) < 1
+    ]
+    if options.tokens <= options.supervised:
+        problems.append(f"tokens must be above supervised, got {options.tokens} and {options.supervised}")
+    if not options.methods:
+        problems.append(f"methods names none; choices: {', '.join(known_methods)}")
+    problems += [
+        f"methods: '{method}' stands twice; keep one"
+        for index, method in enumerate(options.methods)
+        if method in options.methods[:index]
+    ]
+    for method in options.methods:
+        name, colon, setting = method.partition(":")
+        if name not in known_methods:
+            problems.append(f"methods: unknown method '{name}'{did_you_mean(name, known_methods)}")
+        elif name == "sparse":
+            try:
+                parse_sparse(setting)
+            except UsageError as error:
+                problems.append(f"methods: '{method}': {error}")
+        elif colon:
+            problems.append(f"methods: '{method}': {name} takes no settings; only sparse does")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,163 @@
+"""Runs a benchmark: every method in a fresh process, in turn, round after round."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sparsegate import __version__
+from sparsegate.contracts import JSON
+from sparsegate.errors import UsageError
+from sparsegate.workflow.bench.base import find_base
+from sparsegate.workflow.bench.methods import METHODS
+from sparsegate.workflow.bench.options import BenchOptions, check_options, parse_sparse
+from sparsegate.workflow.bench.result import BenchReport, Measurement, Row
+
+_LOG = logging.getLogger(__name__)
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+_TRACEBACK_LINES = 20
+# -P: a file in the working folder must not stand in for a library
+_WORKER = (sys.executable, "-P", "-m", "sparsegate.workflow.bench.worker")
+
+
+def run_bench(options: BenchOptions) -> BenchReport:
+    """Measure every method.
+
+    Methods run in turn within a round, so that a drift of the machine is shared by all of them.
+
+    Raises:
+        UsageError: If the options can't be used; nothing has run.
+    """
+    check_options(options, list(METHODS))
+    _check_choices(options)
+    found, about_model = find_base(options.model)
+    environment = _environment(options, about_model)
+    work = asdict(options)
+    job = {name: value for name, value in work.items() if name not in {"methods", "rounds"}} | {"model": found}
+    rounds: dict[str, list[Measurement]] = {method: [] for method in options.methods}
+    errors: dict[str, str] = {}
+    for number in range(1, options.rounds + 1):
+        for method in options.methods:
+            if method in errors:
+                continue
+            outcome = run_job({**job, "method": method})
+            if isinstance(outcome, str):
+                errors[method] = outcome
+                _LOG.info("round %d of %d, %s failed: %s", number, options.rounds, method, outcome)
+                continue
+            rounds[method].append(outcome)
+            _LOG.info(
+                "round %d of %d, %s: %.3f s a step, %.0f MB",
+                number,
+                options.rounds,
+                method,
+                outcome.step_seconds,
+                outcome.peak_memory_bytes / 1e6,
+            )
+    rows = tuple(
+        Row(method, error=errors[method]) if method in errors else Row(method, tuple(rounds[method]))
+        for method in options.methods
+    )
+    return BenchReport(work, {**environment, "device": _device_name(options.device)}, rows)
+
+
+def run_job(job: Mapping[str, JSON], *, worker: Sequence[str] = _WORKER) -> Measurement | str:
+    """Measure one method in a process of its own.
+
+    Args:
+        job: Fields of :class:`~sparsegate.workflow.bench.measure.Job`.
+        worker: Command that reads the job and writes the answer.
+
+    Returns:
+        Its figures, or why there are none, on one line.
+    """
+    threads = str(job["threads"])
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+        "HF_HUB_OFFLINE": "1",  # the model is here already
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    ended = subprocess.run(
+        worker, input=json.dumps(dict(job)), capture_output=True, text=True, encoding="utf-8", env=environment
+    )
+    try:
+        answer = json.loads(ended.stdout)
+        if "error" not in answer:
+            return Measurement(**answer["measurement"])
+    except (ValueError, KeyError, TypeError):
+        return _died(ended)
+    if "Traceback" in ended.stderr:
+        _LOG.info("%s", "\n".join(ended.stderr.splitlines()[-_TRACEBACK_LINES:]))
+    return str(answer["error"])
+
+
+def _died(ended: subprocess.CompletedProcess[str]) -> str:
+    if ended.returncode == -signal.SIGKILL:
+        return "the process was killed, most likely for want of memory"
+    lines = ended.stderr.strip().splitlines()
+    return f"the process ended with code {ended.returncode} and no figures: {lines[-1] if lines else 'no message'}"
+
+
+def _check_choices(options: BenchOptions) -> None:
+    """Check what needs torch to be known."""
+    import torch
+
+    from sparsegate.sparse.selectors import make_selector
+
+    for method in options.methods:
+        name, _, setting = method.partition(":")
+        if name == "sparse":
+            make_selector(parse_sparse(setting).selector)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda, and this machine or this build of torch has none; use --device cpu")
+
+
+def _environment(options: BenchOptions, about_model: Mapping[str, str]) -> dict[str, JSON]:
+    import psutil
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sparsegate": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": psutil.getloadavg()[0],
+        "threads": options.threads,
+        **about_model,
+    }
+
+
+def _device_name(device: str) -> str:
+    """Name the device; asked for last, since it opens the device in this process too."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor without a name
+        return platform.processor() or platform.machine()

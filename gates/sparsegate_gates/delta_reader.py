@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from sparsegate.contracts import SupportKind
 from sparsegate.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,14 +108,16 @@ class DeltaReader:
     def _examine_one(self, name: str, support: dict[str, Any], weight: Tensor) -> ParameterFindings:
         import torch
 
+        from sparsegate.sparse.layouts import LAYOUTS
+
         ids, old, new = (self._file.get_tensor(f"{name}::{part}") for part in _PARTS)
         _check_fit(name, support, weight, ids, old, new)
-        rows, columns = weight.shape
-        limit = rows * columns if support["kind"] == "element" else columns
+        layout = LAYOUTS[support["kind"]]
+        limit = layout.num_units((weight.shape[0], weight.shape[1]))
         problems: dict[str, str] = {}
         if not bool((ids[1:] > ids[:-1]).all()) or int(ids[0]) < 0 or int(ids[-1]) >= limit:
             problems["ids sorted, unique and in range"] = f"ids must rise strictly within [0, {limit})"
-        elif not _same_bits(_as_stored(weight.flatten()[ids] if old.ndim == 1 else weight[:, ids], old), old):
+        elif not _same_bits(_as_stored(layout.gather(weight, ids), old), old):
             problems["old values equal the base's"] = "the old values are not this base's"
         if not bool(torch.isfinite(old).all() and torch.isfinite(new).all()):
             problems["values finite"] = "holds NaN or infinity"
@@ -135,14 +138,13 @@ def _read_supports(metadata: dict[str, str], file: str) -> dict[str, dict[str, A
         supports = json.loads(metadata["supports"])
         json.loads(metadata["manifest"])
         sound = bool(supports) and all(
-            entry["kind"] in ("element", "column") and len(entry["shape"]) == 2 for entry in supports.values()
+            entry["kind"] in get_args(SupportKind) and len(entry["shape"]) == 2 for entry in supports.values()
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} has no sound header: {type(error).__name__} {error}") from None
     if not sound:
-        raise DataError(
-            f"{file} must name at least one parameter, each with kind (element or column) and shape (out, in)"
-        )
+        kinds = ", ".join(get_args(SupportKind))
+        raise DataError(f"{file} must name at least one parameter, each with kind ({kinds}) and shape (out, in)")
     return dict(supports)
 
 
@@ -154,13 +156,16 @@ def _check_fit(name: str, support: dict[str, Any], weight: Tensor, ids: Tensor, 
     """
     import torch
 
+    from sparsegate.sparse.layouts import LAYOUTS
+
     if list(weight.shape) != list(support["shape"]):
         raise DataError(f"'{name}' has shape {list(weight.shape)} in the base and {support['shape']} in the delta")
     if ids.ndim != 1 or len(ids) == 0 or ids.dtype not in (torch.int32, torch.int64):
         raise DataError(
             f"'{name}::ids' must be a list of whole numbers (int32 or int64), is {ids.dtype} {list(ids.shape)}"
         )
-    wanted = [len(ids)] if support["kind"] == "element" else [weight.shape[0], len(ids)]
+    shape = (weight.shape[0], weight.shape[1])
+    wanted = list(LAYOUTS[support["kind"]].entries_shape(shape, len(ids)))
     if list(old.shape) != wanted or list(new.shape) != wanted:
         raise DataError(f"'{name}' needs old and new of shape {wanted}, has {list(old.shape)} and {list(new.shape)}")
     if old.dtype != new.dtype or not old.is_floating_point():

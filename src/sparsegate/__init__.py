@@ -20,7 +20,7 @@ _PUBLIC = {
     "revert_delta": "sparsegate.sparse.delta",
     "write_delta": "sparsegate.sparse.delta",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mea
 if TYPE_CHECKING:
     from sparsegate.config import RunConfig
     from sparsegate.workflow.bench.options import BenchOptions
+    from sparsegate.workflow.bench.result import BenchReport
     from sparsegate.workflow.outcome import Outcome
 
 _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it, register it in MLflow
@@ -137,9 +138,13 @@ def bench(arguments: Sequence[str]) -> int:
             check_writable(file.parent)
     if plot_file is not None:
         check_plotting()
-    report = run_bench(options)
-    if json_file is not None:
-        write_json(json_file, report.to_json())
+
+    def write_rows(report: BenchReport) -> None:
+        if json_file is not None:
+            write_json(json_file, report.to_json())
+
+    report = run_bench(options, keep=write_rows)
+    write_rows(report)
     if plot_file is not None:
         write_plot(report, plot_file)
     console = Console()

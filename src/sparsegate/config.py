@@ -112,7 +112,8 @@ class TrainingConfig:
         selector: How entries are scored: random, magnitude, magnitude_bottom, lift, gradient, fisher, taylor, adam,
             separable; ``fisher*magnitude`` multiplies ranks; ``magnitude@fisher:0.3`` scores by magnitude inside the
             best 30% of the columns by fisher.
-        support: Shape of the trained set: ``element`` (single entries) or ``column`` (whole input columns, faster).
+        support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
+            slower).
         density: Share of the entries of each trained weight that is updated, in (0, 1].
         frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1).
         cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample.
@@ -402,7 +403,10 @@ class _Reader:
                 else self._wrong(node, name, "true or false")
             )
         if hint is int:
-            return int(node.value.replace("_", ""), 0) if tag == "int" else self._wrong(node, name, "a whole number")
+            try:  # YAML 1.1 also takes 1:30 and 010 for whole numbers
+                return int(node.value, 0) if tag == "int" else self._wrong(node, name, "a whole number")
+            except ValueError:
+                return self._wrong(node, name, "a whole number")
         if hint is float:
             try:  # YAML 1.1 reads 1e-4 as text
                 return float(node.value) if tag in {"int", "float", "str"} else self._wrong(node, name, "a number")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JSON = Any
-SupportKind = Literal["element", "column"]
+SupportKind = Literal["element", "column", "row", "block"]
 Task = Literal["classification", "generation"]
 
 

@@ -86,9 +86,11 @@ def score_labels(
         One score for each prompt, in order. Ties go to the label that comes first.
 
     Raises:
-        ValueError: If labels are empty, equal, or one is the beginning of another.
+        ValueError: If labels are empty, equal, or one is the beginning of another, or a prompt is empty.
     """
     _check_labels(labels)
+    if not all(prompts):
+        raise ValueError("prompts must not be empty")
     trie = _build_trie(list(enumerate(labels)))
     shared = _shared_prefix(prompts)
     prefix = _encode(model, torch.tensor([shared], device=model.device), None, 0) if shared else None

@@ -22,6 +22,7 @@ from sparsegate.contracts import JSON, SupportKind, canonical_json
 from sparsegate.errors import DeltaError
 from sparsegate.files import atomic_path
 from sparsegate.sparse.layers import sparse_layers
+from sparsegate.sparse.layouts import LAYOUTS
 from sparsegate.sparse.support import SparseSupport
 
 FORMAT = "sparsegate-delta-1"
@@ -32,10 +33,10 @@ class DeltaEntry:
     """The change of one weight of shape (out, in).
 
     Args:
-        kind: ``element`` or ``column``.
+        kind: ``element``, ``column``, ``row`` or ``block``.
         shape: Shape of the weight.
-        ids: Ascending flat indices (element) or column indices (column), int32 or int64.
-        old: Entries before training, shape (k) or (out, columns), dtype of the weight.
+        ids: Ascending indices of the chosen units, int32 or int64.
+        old: Entries before training, in the layout's shape, dtype of the weight.
         new: Entries after training, same shape and dtype.
     """
 
@@ -112,10 +113,12 @@ def read_delta(path: Path) -> Delta:
                     f"{path} is not a delta file of format {FORMAT}, but {metadata.get('format', 'unmarked')}"
                 )
             entries: dict[str, DeltaEntry] = {}
-            for name, support in json.loads(metadata["supports"]).items():
+            for name, support in {**json.loads(metadata["supports"])}.items():
                 ids, old, new = (file.get_tensor(f"{name}::{part}") for part in ("ids", "old", "new"))
-                entries[name] = DeltaEntry(support["kind"], tuple(support["shape"]), ids, old, new)
-            manifest: dict[str, Any] = json.loads(metadata["manifest"])
+                rows, columns = support["shape"]
+                entries[name] = DeltaEntry(support["kind"], (rows, columns), ids, old, new)
+            manifest: dict[str, Any] = {**json.loads(metadata["manifest"])}
+            base_digest = metadata["base_digest"]
     except FileNotFoundError:
         raise DeltaError(f"{path} does not exist") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
@@ -124,15 +127,17 @@ def read_delta(path: Path) -> Delta:
         raise DeltaError(f"{path} is damaged: {error}") from None
     for name, entry in entries.items():
         _check_entry(name, entry)
-    return Delta(entries, metadata["base_digest"], manifest)
+    return Delta(entries, base_digest, manifest)
 
 
 def _check_entry(name: str, entry: DeltaEntry) -> None:
-    rows, columns = entry.shape
-    if entry.kind not in ("element", "column"):
+    if entry.kind not in LAYOUTS:
         raise DeltaError(f"{name}: unknown support kind '{entry.kind}'")
-    limit, shape = (rows * columns, entry.ids.shape) if entry.kind == "element" else (columns, (rows, len(entry.ids)))
-    if entry.ids.ndim != 1 or tuple(entry.old.shape) != tuple(shape) or entry.old.shape != entry.new.shape:
+    if entry.ids.dtype not in (torch.int32, torch.int64):
+        raise DeltaError(f"{name}: ids must be whole numbers (int32 or int64), got {entry.ids.dtype}")
+    layout = LAYOUTS[entry.kind]
+    limit, shape = layout.num_units(entry.shape), layout.entries_shape(entry.shape, len(entry.ids))
+    if entry.ids.ndim != 1 or tuple(entry.old.shape) != shape or entry.old.shape != entry.new.shape:
         raise DeltaError(f"{name}: ids, old and new do not fit each other")
     ids = entry.ids.long()
     if len(ids) == 0 or int(ids[0]) < 0 or int(ids[-1]) >= limit or not bool((ids[1:] > ids[:-1]).all()):

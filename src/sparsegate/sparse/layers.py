@@ -12,60 +12,32 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
+from sparsegate.sparse.layouts import Layout
 from sparsegate.sparse.support import SparseSupport
 from sparsegate.sparse.targets import Target
 
 
-class _ColumnLinear(torch.autograd.Function):
-    """``x W^T + b`` with the gradient of W's columns C: ``dY^T x[:, C]``; only ``x[:, C]`` is kept for it."""
+class _SparseLinear(torch.autograd.Function):
+    """``x W^T + b`` whose backward pass computes the gradient of the support's entries in place of W's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(x.index_select(-1, ids), weight)
-        ctx.x_dtype, ctx.has_bias_grad = x.dtype, bias is not None and bias.requires_grad
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, ids: Tensor, layout: Layout
+    ) -> Tensor:
+        ctx.save_for_backward(layout.keep(x, ids), weight, ids)
+        ctx.layout, ctx.x_dtype, ctx.has_bias_grad = layout, x.dtype, bias is not None and bias.requires_grad
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x_columns, weight = ctx.saved_tensors
-        grad_rows = grad_output.flatten(0, -2)
-        grad_values = (grad_rows.T @ x_columns.flatten(0, -2).to(grad_rows.dtype)).float()
-        return _grad_input(ctx, grad_output, weight), None, _grad_bias(ctx, grad_rows), grad_values, None
-
-
-class _ElementLinear(torch.autograd.Function):
-    """``x W^T + b`` with the gradient of single entries of W: the dense ``dY^T x``, gathered and freed at once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ids)
-        ctx.x_dtype, ctx.has_bias_grad = x.dtype, bias is not None and bias.requires_grad
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, ids = ctx.saved_tensors
-        grad_rows = grad_output.flatten(0, -2)
-        dense = grad_rows.T @ x.flatten(0, -2).to(grad_rows.dtype)
-        grad_values = dense.flatten().index_select(0, ids).float()
-        return _grad_input(ctx, grad_output, weight), None, _grad_bias(ctx, grad_rows), grad_values, None
-
-
-def _grad_input(ctx: FunctionCtx, grad_output: Tensor, weight: Tensor) -> Tensor | None:
-    if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-        return None
-    return (grad_output @ weight.to(grad_output.dtype)).to(ctx.x_dtype)  # type: ignore[attr-defined]
-
-
-def _grad_bias(ctx: FunctionCtx, grad_rows: Tensor) -> Tensor | None:
-    return grad_rows.sum(0) if ctx.has_bias_grad else None  # type: ignore[attr-defined]
-
-
-_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {"column": _ColumnLinear, "element": _ElementLinear}
+        kept, weight, ids = ctx.saved_tensors
+        dy = grad_output.flatten(0, -2)
+        grad_values = ctx.layout.gradient(dy, kept.flatten(0, -2).to(dy.dtype), ids).float()
+        grad_x = (grad_output @ weight.to(dy.dtype)).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
+        return grad_x, None, dy.sum(0) if ctx.has_bias_grad else None, grad_values, None, None
 
 
 class SparseLinear(nn.Module):
@@ -84,9 +56,9 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return F.linear(x, self.linear.weight, self.linear.bias)
-        function = _FUNCTIONS[self.support.kind]
-        arguments = (x, self.linear.weight, self.linear.bias, self.support.values, self.support.ids)
-        return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
+        support = self.support
+        arguments = (x, self.linear.weight, self.linear.bias, support.values, support.ids, support.layout)
+        return cast(Tensor, _SparseLinear.apply(*arguments))  # type: ignore[no-untyped-call]
 
     def commit(self) -> None:
         self.support.commit(self.linear.weight)

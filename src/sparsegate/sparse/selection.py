@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind, UnitSelector
+from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind
 from sparsegate.errors import DataError, UsageError
 from sparsegate.sparse.layers import install
 from sparsegate.sparse.selectors.combine import PrefilterSelector
-from sparsegate.sparse.support import SparseSupport, choose_ids, top_k
+from sparsegate.sparse.selectors.units import unit_scores
+from sparsegate.sparse.support import SparseSupport, choose_ids
 from sparsegate.sparse.targets import Target
 
 Batch = TypeVar("Batch")
@@ -66,7 +67,7 @@ def calibrate(
         for count, batch in enumerate(batches, start=1):
             value = loss(batch)
             if not bool(torch.isfinite(value)):
-                raise DataError(f"calibration batch {count} has a loss of {float(value)}; check its samples")
+                raise DataError(f"calibration batch {count} has a loss of {value.item()}; check its samples")
             value.backward()  # type: ignore[no-untyped-call]
         if count == 0:
             raise DataError("no calibration batch; the training set is empty")
@@ -157,7 +158,4 @@ def select(
 def _choose(
     selector: MaskSelector, weight: Tensor, stats: CalibrationStats, kind: SupportKind, density: float
 ) -> Tensor:
-    if isinstance(selector, UnitSelector) and kind in selector.unit_needs:
-        scores = selector.score_units(weight, stats, kind)
-        return top_k(scores, max(1, round(len(scores) * density)))
-    return choose_ids(selector.score(weight, stats), kind, density)
+    return choose_ids(unit_scores(selector, weight, stats, kind), density)

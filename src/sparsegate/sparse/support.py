@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsegate.contracts import SupportKind
+from sparsegate.sparse.layouts import LAYOUTS
 
 
 def top_k(scores: Tensor, count: int) -> Tensor:
@@ -36,25 +37,22 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     return ids.to(torch.int32) if scores.numel() < 2**31 else ids
 
 
-def choose_ids(scores: Tensor, kind: SupportKind, density: float) -> Tensor:
-    """Turn scores of shape (out, in) into the ids of one support.
+def choose_ids(unit_scores: Tensor, density: float) -> Tensor:
+    """Turn one score for each unit of a support into the ids of the chosen ones.
 
     Args:
-        scores: One score for each entry.
-        kind: ``element`` gives flat indices of single entries, ``column`` the indices of the input columns with the
-            highest sums.
-        density: Share of the entries to take; at least one unit is taken.
+        unit_scores: Scores of shape (units), as :meth:`~sparsegate.sparse.layouts.Layout.unit_scores` gives them.
+        density: Share of the units to take; at least one is taken.
     """
-    flat = scores.sum(dim=0) if kind == "column" else scores.flatten()
-    return top_k(flat, max(1, round(flat.numel() * density)))
+    return top_k(unit_scores, max(1, round(unit_scores.numel() * density)))
 
 
 class SparseSupport(nn.Module):
     """The trained entries of one weight of shape (out, in).
 
     Args:
-        kind: ``element`` or ``column``.
-        ids: Ascending flat indices (element) or column indices (column).
+        kind: ``element``, ``column``, ``row`` or ``block``.
+        ids: Ascending indices of the chosen units.
         weight: The weight; its present entries become ``originals``.
     """
 
@@ -64,6 +62,7 @@ class SparseSupport(nn.Module):
     def __init__(self, kind: SupportKind, ids: Tensor, weight: Tensor) -> None:
         super().__init__()
         self.kind: SupportKind = kind
+        self.layout = LAYOUTS[kind]
         self.shape = tuple(weight.shape)
         self.register_buffer("ids", ids)
         self.register_buffer("originals", self.gather(weight).clone())
@@ -71,19 +70,13 @@ class SparseSupport(nn.Module):
         self.values = nn.Parameter(self.originals.to(torch.float32, copy=True))
 
     def gather(self, weight: Tensor) -> Tensor:
-        """Return the supported entries of a weight: shape (k) for element, (out, columns) for column."""
-        if self.kind == "column":
-            return weight.detach().index_select(1, self.ids)
-        return weight.detach().flatten().index_select(0, self.ids)
+        """Return a copy of the supported entries of a weight, in the layout's shape."""
+        return self.layout.gather(weight.detach(), self.ids)
 
     @torch.no_grad()
     def scatter(self, entries: Tensor, weight: Tensor) -> None:
         """Write entries of :meth:`gather`'s shape into the weight, in place."""
-        entries = entries.to(weight.dtype)
-        if self.kind == "column":
-            weight.index_copy_(1, self.ids.long(), entries)
-        else:
-            weight.view(-1).index_copy_(0, self.ids.long(), entries)
+        self.layout.scatter(weight, self.ids, entries.to(weight.dtype))
 
     def commit(self, weight: Tensor) -> None:
         """Write the trained values into the weight."""

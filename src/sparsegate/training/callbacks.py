@@ -6,6 +6,7 @@ import logging
 import resource
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ class CostMeter(Callback):
         self.tokens = 0
         self.peak_bytes = 0
         self._resumed_at = time.perf_counter()
+        self._device = torch.device("cpu")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         reset_peak_memory()
+        self._device = trainer.strategy.root_device
         self._resumed_at = time.perf_counter()
 
     def on_train_batch_end(
@@ -65,16 +68,16 @@ class CostMeter(Callback):
         self.tokens += int(batch["attention_mask"].sum())
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._measure(pl_module.device)
+        self._measure()
 
-    def _measure(self, device: torch.device) -> None:
+    def _measure(self) -> None:
         now = time.perf_counter()
         self.seconds += now - self._resumed_at
         self._resumed_at = now
-        self.peak_bytes = max(self.peak_bytes, peak_memory_bytes(device))
+        self.peak_bytes = max(self.peak_bytes, peak_memory_bytes(self._device))
 
     def state_dict(self) -> dict[str, Any]:
-        self._measure(torch.device("cpu"))
+        self._measure()
         return {"seconds": self.seconds, "tokens": self.tokens, "peak_bytes": self.peak_bytes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -87,10 +90,12 @@ class StderrProgressBar(TQDMProgressBar):
     """Lightning's progress bar on stderr: stdout is for results."""
 
     def init_train_tqdm(self) -> Tqdm:
-        return _to_stderr(super().init_train_tqdm())
+        with redirect_stdout(sys.stderr):  # the bar takes what is stdout when it is made
+            return super().init_train_tqdm()
 
     def init_validation_tqdm(self) -> Tqdm:
-        return _to_stderr(super().init_validation_tqdm())
+        with redirect_stdout(sys.stderr):
+            return super().init_validation_tqdm()
 
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         metrics = super().get_metrics(*arguments)
@@ -98,19 +103,18 @@ class StderrProgressBar(TQDMProgressBar):
         return metrics
 
 
-def _to_stderr(bar: Tqdm) -> Tqdm:
-    bar.fp = sys.stderr
-    return bar
-
-
 class ProgressLog(Callback):
     """Ten lines of progress for a log file, where a bar would fill it with control characters."""
+
+    def __init__(self) -> None:
+        self._last_step = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         total, step = int(trainer.estimated_stepping_batches), trainer.global_step
-        if step % max(1, total // 10) == 0 or step == total:
+        is_new, self._last_step = step > self._last_step, step  # several batches may make one step
+        if is_new and (step % max(1, total // 10) == 0 or step == total):
             loss = float(trainer.callback_metrics["train_loss_nats"])
             _LOG.info("step %d of %d, training loss %.3f nats", step, total, loss)
 

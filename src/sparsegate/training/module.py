@@ -51,7 +51,7 @@ class SparseFineTuner(L.LightningModule):
         seed: Seed for selectors that draw.
 
     Raises:
-        UsageError: If an argument is out of range or the selector is unknown.
+        UsageError: If an argument is out of range, the selector is unknown or the model is being tuned already.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class SparseFineTuner(L.LightningModule):
             raise UsageError(f"density must be in (0, 1], got {density:g}")
         if not 0 <= frozen_depth < 1:
             raise UsageError(f"frozen_depth must be in [0, 1), got {frozen_depth:g}")
+        if sparse_layers(model):
+            raise UsageError("the model has sparse layers already; call finish() on the tuner that put them there")
         self.model = model.requires_grad_(False)
         self.learning_rate = learning_rate or default_learning_rate(density=density, frozen_depth=frozen_depth)
         self.selection_seconds = 0.0

@@ -67,9 +67,8 @@ class PrefixCache:
         """Keep a batch's samples; only the frozen layers are run."""
         with self.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
             handle = self._layers[self._first_layer].register_forward_pre_hook(_stop)
-            with suppress(_FrozenLayersDoneError):
+            with handle, suppress(_FrozenLayersDoneError):
                 self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-            handle.remove()
 
     def _keep(self, ids: Sequence[str], lengths: Sequence[int], states: Tensor) -> None:
         for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):

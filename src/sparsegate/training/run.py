@@ -88,10 +88,12 @@ def train(
     trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
     resume_from = checkpoints / "last.ckpt"
     with warnings.catch_warnings():
-        # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent
+        # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
+        # a killed run's checkpoints are gone on from
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
         warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind, UnitSelector
-
-_SUMMED_AXIS: dict[SupportKind, int] = {"column": 0, "row": 1}
+from sparsegate.sparse.layouts import LAYOUTS
 
 
 def statistics_needed(selector: MaskSelector, kind: SupportKind) -> frozenset[Statistic]:
@@ -17,14 +16,14 @@ def statistics_needed(selector: MaskSelector, kind: SupportKind) -> frozenset[St
 
 
 def unit_scores(selector: MaskSelector, weight: Tensor, stats: CalibrationStats, kind: SupportKind) -> Tensor:
-    """Return one score for each column, shape (in), or each row, shape (out), of a weight.
+    """Return one score for each unit of a support, shape (units).
 
     Args:
-        selector: Gives the scores; if it scores entries only, those of a column or row are summed.
+        selector: Gives the scores; if it scores entries only, those of a unit are summed.
         weight: The weight, shape (out, in).
         stats: At least the statistics of :func:`statistics_needed`.
-        kind: ``column`` or ``row``.
+        kind: Shape of the support.
     """
     if isinstance(selector, UnitSelector) and kind in selector.unit_needs:
         return selector.score_units(weight, stats, kind)
-    return selector.score(weight, stats).sum(_SUMMED_AXIS[kind])
+    return LAYOUTS[kind].unit_scores(selector.score(weight, stats))

@@ -9,8 +9,8 @@ from sparsegate.errors import UsageError
 from sparsegate.files import atomic_path
 from sparsegate.workflow.bench.result import BenchReport
 
-# points, the last is taken where none is free
-_OFFSETS = ((6, 6), (6, -13), (-6, 6), (-6, -13), (6, 18), (6, -25), (-6, 18), (-6, -25), (6, 30), (6, -37), (6, 6))
+# points; where none is free the last is taken
+_OFFSETS = ((6, 6), (6, -13), (-6, 6), (-6, -13), (6, 18), (6, -25), (-6, 18), (-6, -25), (6, 30), (6, -37))
 
 
 def check_plotting() -> None:
@@ -70,7 +70,7 @@ def _label(axes: Any, renderer: Any, points: list[tuple[str, float, float]]) -> 
         x, y = axes.transData.transform((seconds, megabytes))
         taken.append((x - 8, y - 8, x + 8, y + 8))
     for method, seconds, megabytes in points:
-        for offset in _OFFSETS:
+        for place, offset in enumerate(_OFFSETS, start=1):
             text = axes.annotate(
                 method,
                 (seconds, megabytes),
@@ -82,7 +82,7 @@ def _label(axes: Any, renderer: Any, points: list[tuple[str, float, float]]) -> 
             box = tuple(text.get_window_extent(renderer).extents)
             inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 and axes.bbox.y0 <= box[1]
             free = inside and not any(_overlap(box, other) for other in taken)
-            if free or offset is _OFFSETS[-1]:
+            if free or place == len(_OFFSETS):
                 taken.append(box)
                 break
             text.remove()

@@ -17,6 +17,8 @@ _COMPARED = ("step_seconds", "peak_memory_bytes")
 class Measurement:
     """The figures of one method; times are medians over the measured steps.
 
+    Where the platform can't start a new measurement of resident memory, the peak of a phase includes those before it.
+
     Args:
         step_seconds: One training step.
         forward_seconds: Its forward pass with the loss.

@@ -6,11 +6,10 @@ import json
 import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,14 +25,19 @@ from sparsegate.workflow.bench.result import BenchReport, Measurement, Row
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 _TRACEBACK_LINES = 20
+_KILLED = -9  # SIGKILL, which not every platform names
 # -P: a file in the working folder must not stand in for a library
 _WORKER = (sys.executable, "-P", "-m", "sparsegate.workflow.bench.worker")
 
 
-def run_bench(options: BenchOptions) -> BenchReport:
+def run_bench(options: BenchOptions, *, keep: Callable[[BenchReport], object] | None = None) -> BenchReport:
     """Measure every method.
 
     Methods run in turn within a round, so that a drift of the machine is shared by all of them.
+
+    Args:
+        options: The work.
+        keep: Given what is known after each measurement, so that a benchmark that is cut short leaves its figures.
 
     Raises:
         UsageError: If the options can't be used; nothing has run.
@@ -41,34 +45,41 @@ def run_bench(options: BenchOptions) -> BenchReport:
     check_options(options, list(METHODS))
     _check_choices(options)
     found, about_model = find_base(options.model)
-    environment = _environment(options, about_model)
     work = asdict(options)
     job = {name: value for name, value in work.items() if name not in {"methods", "rounds"}} | {"model": found}
-    rounds: dict[str, list[Measurement]] = {method: [] for method in options.methods}
-    errors: dict[str, str] = {}
+    outcomes: dict[str, list[Measurement | str]] = {method: [] for method in options.methods}
+    environment = _environment(options, about_model)
+    report = _report(work, environment, outcomes)
     for number in range(1, options.rounds + 1):
-        for method in options.methods:
-            if method in errors:
+        for method, so_far in outcomes.items():
+            if any(isinstance(outcome, str) for outcome in so_far):
                 continue
-            outcome = run_job({**job, "method": method})
-            if isinstance(outcome, str):
-                errors[method] = outcome
-                _LOG.info("round %d of %d, %s failed: %s", number, options.rounds, method, outcome)
-                continue
-            rounds[method].append(outcome)
-            _LOG.info(
-                "round %d of %d, %s: %.3f s a step, %.0f MB",
-                number,
-                options.rounds,
-                method,
-                outcome.step_seconds,
-                outcome.peak_memory_bytes / 1e6,
-            )
-    rows = tuple(
-        Row(method, error=errors[method]) if method in errors else Row(method, tuple(rounds[method]))
-        for method in options.methods
-    )
-    return BenchReport(work, {**environment, "device": _device_name(options.device)}, rows)
+            so_far.append(run_job({**job, "method": method}))
+            _LOG.info("round %d of %d, %s: %s", number, options.rounds, method, _in_words(so_far[-1]))
+            report = _report(work, environment, outcomes)
+            if keep is not None:
+                keep(report)
+    return replace(report, environment={**environment, "device": _device_name(options.device)})
+
+
+def _report(
+    work: Mapping[str, JSON], environment: Mapping[str, JSON], outcomes: Mapping[str, list[Measurement | str]]
+) -> BenchReport:
+    rows: list[Row] = []
+    for method, so_far in outcomes.items():
+        errors = [outcome for outcome in so_far if isinstance(outcome, str)]
+        figures = tuple(outcome for outcome in so_far if not isinstance(outcome, str))
+        if figures and not errors:
+            rows.append(Row(method, figures))
+        else:
+            rows.append(Row(method, error=errors[0] if errors else "not measured: the benchmark was cut short"))
+    return BenchReport(work, environment, tuple(rows))
+
+
+def _in_words(outcome: Measurement | str) -> str:
+    if isinstance(outcome, str):
+        return f"failed: {outcome}"
+    return f"{outcome.step_seconds:.3f} s a step, {outcome.peak_memory_bytes / 1e6:,.0f} MB"
 
 
 def run_job(job: Mapping[str, JSON], *, worker: Sequence[str] = _WORKER) -> Measurement | str:
@@ -103,7 +114,7 @@ def run_job(job: Mapping[str, JSON], *, worker: Sequence[str] = _WORKER) -> Meas
 
 
 def _died(ended: subprocess.CompletedProcess[str]) -> str:
-    if ended.returncode == -signal.SIGKILL:
+    if ended.returncode == _KILLED:
         return "the process was killed, most likely for want of memory"
     lines = ended.stderr.strip().splitlines()
     return f"the process ended with code {ended.returncode} and no figures: {lines[-1] if lines else 'no message'}"
@@ -136,6 +147,7 @@ def _environment(options: BenchOptions, about_model: Mapping[str, str]) -> dict[
         "processors": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": psutil.getloadavg()[0],
+        "device": options.device,
         "threads": options.threads,
         **about_model,
     }

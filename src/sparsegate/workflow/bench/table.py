@@ -29,8 +29,8 @@ def print_bench(report: BenchReport, console: Console) -> None:
     work, environment = report.work, report.environment
     console.print(
         Text(
-            f"{environment['model']}, batch {work['batch_size']} x {work['tokens']} tokens, {work['supervised']} of them "
-            f"supervised, {work['dtype']}\n{environment['processor']}, device {environment['device']}, "
+            f"{environment['model']}, batch {work['batch_size']} x {work['tokens']} tokens, {work['supervised']} of "
+            f"them supervised, {work['dtype']}\n{environment['processor']}, device {environment['device']}, "
             f"threads {environment['threads']}, torch {environment['torch']}; median of {work['steps']} steps, "
             f"rounds {work['rounds']}"
         )

@@ -1,0 +1,195 @@
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from sparsegate.data.datamodule import BatchLoader, SampleDataModule
+from sparsegate.errors import UsageError
+from sparsegate.sparse.delta import apply_delta
+from sparsegate.sparse.layers import sparse_layers
+from sparsegate.training.module import SparseFineTuner
+
+
+@pytest.fixture
+def samples(make_samples):
+    return make_samples(24)
+
+
+@pytest.fixture
+def data(samples, make_samples):
+    return SampleDataModule(samples, make_samples(4, prefix="v", seed=1), batch_size=4, pad_id=0)
+
+
+class _Losses(Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(float(outputs["loss"]))
+
+
+def _trainer(tmp_path, *callbacks, **options):
+    return L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 4,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+            "callbacks": list(callbacks),
+            **options,
+        }
+    )
+
+
+@pytest.mark.parametrize("support", ["column", "element"])
+def test_a_plain_trainer_lowers_the_loss_and_leaves_frozen_weights_bit_identical(
+    any_model, data, weights_of, tmp_path, support
+):
+    before = weights_of(any_model)
+    losses = _Losses()
+    tuner = SparseFineTuner(any_model, support=support, density=0.25, learning_rate=1e-2)
+    _trainer(tmp_path, losses).fit(tuner, datamodule=data)
+    assert sum(losses.values[-6:]) < 0.7 * sum(losses.values[:6])
+
+    delta = tuner.delta(base_digest="abc", manifest={"why": "test"})
+    model = tuner.finish()
+    assert not sparse_layers(model)
+    assert not model.training
+    trained = weights_of(model)
+    for name, weight in before.items():
+        assert (name in delta.entries) == (not torch.equal(weight, trained[name]))
+    model.load_state_dict(before, strict=False)
+    apply_delta(model, delta)  # writes the support only
+    after = weights_of(model)
+    assert all(torch.equal(after[name], trained[name]) for name in trained)
+
+
+def test_trained_count_and_total_are_those_of_the_model(tiny_model, data, tmp_path):
+    total = tiny_model.num_parameters()
+    tuner = SparseFineTuner(tiny_model, density=0.25, frozen_depth=0.5)
+    _trainer(tmp_path, max_steps=1).fit(tuner, datamodule=data)
+    assert tuner.num_total == total
+    in_layers = sum(layer.linear.weight.numel() for layer in sparse_layers(tiny_model).values())
+    assert tuner.num_trainable == in_layers / 4
+    optimized = sum(p.numel() for p in tuner.trainer.optimizers[0].param_groups[0]["params"])
+    assert optimized == tuner.num_trainable
+
+
+def test_selecting_first_lets_any_loader_train(tiny_model, samples, tmp_path):
+    loader = BatchLoader(samples, batch_size=4, pad_id=0, seed=0)
+    losses = _Losses()
+    tuner = SparseFineTuner(tiny_model, density=0.25, learning_rate=1e-2)
+    tuner.select(BatchLoader(samples, batch_size=4, pad_id=0, seed=0))
+    _trainer(tmp_path, losses).fit(tuner, train_dataloaders=loader)
+    assert sum(losses.values[-6:]) < 0.7 * sum(losses.values[:6])
+
+
+def test_a_plain_loader_without_selection_is_refused(tiny_model, samples, tmp_path):
+    loader = BatchLoader(samples, batch_size=4, pad_id=0, seed=0)
+    with pytest.raises(UsageError, match=r"call select\(batches\) first, or fit with a SampleDataModule"):
+        _trainer(tmp_path).fit(SparseFineTuner(tiny_model), train_dataloaders=loader)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"density": 0.0}, r"density must be in \(0, 1\], got 0"),
+        ({"density": 1.5}, r"density must be in \(0, 1\], got 1.5"),
+        ({"density": float("nan")}, r"density must be in \(0, 1\], got nan"),
+        ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), got 1"),
+        ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), got -0.1"),
+        ({"selector": "fischer"}, "did you mean 'fisher'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tiny_model, argument, message):
+    with pytest.raises(UsageError, match=message):
+        SparseFineTuner(tiny_model, **argument)
+
+
+def test_a_model_that_is_being_tuned_is_refused_until_it_is_finished(tiny_model, data, tmp_path):
+    tuner = SparseFineTuner(tiny_model)
+    _trainer(tmp_path, max_steps=1).fit(tuner, datamodule=data)
+    with pytest.raises(UsageError, match=r"has sparse layers already; call finish\(\)"):
+        SparseFineTuner(tiny_model)
+    SparseFineTuner(tuner.finish())
+
+
+def test_the_prefix_cache_does_not_change_what_is_trained(make_model, data, make_samples, tmp_path):
+    values = []
+    for cache_prefix in (True, False):
+        fresh = SampleDataModule(make_samples(24), batch_size=4, pad_id=0)
+        tuner = SparseFineTuner(make_model("llama"), cache_prefix=cache_prefix, learning_rate=1e-3, density=0.25)
+        _trainer(tmp_path, max_epochs=2, limit_val_batches=0).fit(tuner, datamodule=fresh)
+        values.append([layer.support.values.detach() for layer in sparse_layers(tuner.model).values()])
+    for cached, plain in zip(*values, strict=True):
+        torch.testing.assert_close(cached, plain, rtol=0, atol=1e-5)
+
+
+def test_frozen_layers_are_in_evaluation_and_trained_ones_in_training_mode(tiny_model, data, tmp_path):
+    modes = []
+
+    class Modes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            modes.append([layer.training for layer in pl_module.model.model.layers])
+
+    _trainer(tmp_path, Modes(), max_epochs=2).fit(SparseFineTuner(tiny_model, frozen_depth=0.5), datamodule=data)
+    assert len(modes) == 12
+    assert all(mode == [False, False, True, True] for mode in modes)
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def _checkpointed(model, data, tmp_path, **options):
+    keep = ModelCheckpoint(dirpath=tmp_path / "checkpoints", filename="last", every_n_train_steps=3)
+    tuner = SparseFineTuner(model, density=0.05, learning_rate=1e-2, **options)
+    _trainer(tmp_path, keep, max_steps=3).fit(tuner, datamodule=data)
+    return tuner, tmp_path / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_holds_the_supports_and_not_the_model(tiny_model, data, tmp_path):
+    tuner, path = _checkpointed(tiny_model, data, tmp_path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    parts = {
+        f"model.{name}.support.{part}" for name in sparse_layers(tiny_model) for part in ("ids", "originals", "values")
+    }
+    assert state.keys() == parts
+    model_bytes = 4 * tiny_model.num_parameters()
+    values_bytes = 4 * tuner.num_trainable
+    assert sum(part.numel() * part.element_size() for part in state.values()) < 2.1 * values_bytes
+    assert path.stat().st_size < model_bytes
+
+
+def test_a_checkpoint_loads_into_a_fresh_base_and_gives_the_trained_weights(make_model, data, weights_of, tmp_path):
+    tuner, path = _checkpointed(make_model("llama"), data, tmp_path)
+    again = SparseFineTuner(make_model("llama"))
+    again.on_load_checkpoint(torch.load(path, weights_only=True))
+    expected = weights_of(tuner.finish())
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(again.finish()).items())
+
+
+def test_a_checkpoint_replaces_what_a_tuner_had_trained(make_model, data, weights_of, tmp_path):
+    tuner, path = _checkpointed(make_model("llama"), data, tmp_path)
+    other = SparseFineTuner(make_model("llama"), density=0.5, learning_rate=1e-1, selector="random")
+    _trainer(tmp_path, max_steps=2).fit(other, datamodule=data)
+    other.on_load_checkpoint(torch.load(path, weights_only=True))
+    expected = weights_of(tuner.finish())
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(other.finish()).items())
+
+
+def test_a_checkpoint_of_another_base_is_refused(make_model, data, tmp_path):
+    _, path = _checkpointed(make_model("llama"), data, tmp_path)
+    model = make_model("llama")
+    model.model.layers[3].mlp.up_proj.weight.data += 1e-3
+    with pytest.raises(UsageError, match="the checkpoint was made with another base model"):
+        SparseFineTuner(model).on_load_checkpoint(torch.load(path, weights_only=True))
+
+
+def test_a_checkpoint_of_other_layers_is_refused(make_model, data, tmp_path):
+    _, path = _checkpointed(make_model("llama"), data, tmp_path, frozen_depth=0.5)
+    with pytest.raises(UsageError, match="the checkpoint trains other layers than this configuration"):
+        SparseFineTuner(make_model("llama"), frozen_depth=0.25).on_load_checkpoint(torch.load(path, weights_only=True))

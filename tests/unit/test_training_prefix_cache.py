@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from sparsegate.data.datamodule import collate
+from sparsegate.sparse.targets import find_targets
+from sparsegate.training.loss import supervised_loss
+from sparsegate.training.prefix_cache import PrefixCache, available_bytes
+
+FIRST = 2  # the layers 0 and 1 are frozen
+BYTES_PER_TOKEN = 32 * 4
+
+
+@pytest.fixture
+def runs(any_model):
+    """A model with two frozen layers; see :class:`_Runs`."""
+    any_model.requires_grad_(False)
+    for target in find_targets(any_model, first_layer=FIRST):
+        target.linear.weight.requires_grad_(True)
+    return _Runs(any_model)
+
+
+class _Runs:
+    """A model, how often its first layer has run, and its loss with and without a cache."""
+
+    def __init__(self, model):
+        self.model = model
+        self.frozen = 0
+        model.model.layers[0].mlp.register_forward_hook(self._count)
+
+    def _count(self, *_):
+        self.frozen += 1
+
+    def cache(self, limit_bytes=1 << 30):
+        return PrefixCache(self.model, first_layer=FIRST, limit_bytes=limit_bytes)
+
+    def loss(self, cache, samples):
+        batch = collate(samples, pad_id=0)
+        with cache.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
+            return supervised_loss(self.model, batch)
+
+    def plain(self, samples):
+        return supervised_loss(self.model, collate(samples, pad_id=0))
+
+
+def _gradients(model, loss):
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.autograd.grad(loss, weights)
+
+
+def test_filled_and_served_batches_have_the_loss_and_gradients_of_no_cache(runs, make_samples):
+    samples, cache = make_samples(6), runs.cache()
+    plain = runs.plain(samples)
+    expected = _gradients(runs.model, plain)
+    for _ in range(2):
+        loss = runs.loss(cache, samples)
+        torch.testing.assert_close(loss, plain)
+        torch.testing.assert_close(_gradients(runs.model, loss), expected)
+
+
+def test_a_sample_runs_through_the_frozen_layers_once(runs, make_samples):
+    samples, cache = make_samples(6), runs.cache()
+    for batch in (samples[:3], samples[3:], samples[1:5], samples[::-1], samples[:1]):
+        torch.testing.assert_close(runs.loss(cache, batch), runs.plain(batch))
+    assert runs.frozen - 5 == 2  # five of the runs were without the cache
+    assert cache.size_bytes == BYTES_PER_TOKEN * sum(len(s.prompt_ids) + len(s.response_ids) for s in samples)
+
+
+def test_a_batch_with_kept_and_new_samples_has_the_plain_loss_and_keeps_the_new_ones(runs, make_samples):
+    samples, cache = make_samples(6), runs.cache()
+    runs.loss(cache, samples[:2])
+    torch.testing.assert_close(runs.loss(cache, samples), runs.plain(samples))
+    before = runs.frozen
+    runs.loss(cache, samples[2:])
+    assert runs.frozen == before
+
+
+def test_the_cache_keeps_no_more_than_its_limit_and_stays_right(runs, make_samples):
+    samples = make_samples(8)
+    limit = BYTES_PER_TOKEN * 40
+    cache = runs.cache(limit)
+    for _ in range(3):
+        for batch in (samples[:4], samples[4:]):
+            torch.testing.assert_close(runs.loss(cache, batch), runs.plain(batch))
+    assert 0 < cache.size_bytes <= limit
+
+
+def test_a_limit_of_zero_keeps_nothing(runs, make_samples):
+    cache = runs.cache(0)
+    runs.loss(cache, make_samples(2))
+    assert cache.size_bytes == 0
+
+
+def test_filling_runs_the_frozen_layers_only_and_keeps_the_very_same_states(runs, make_samples):
+    samples = make_samples(5)
+    upper = []
+    handle = runs.model.model.layers[FIRST].mlp.register_forward_hook(lambda *_: upper.append(1))
+    filled, captured = runs.cache(), runs.cache()
+    filled.fill(collate(samples, pad_id=0))
+    assert upper == []
+    handle.remove()
+    runs.loss(captured, samples)
+    assert filled.size_bytes == captured.size_bytes
+    assert torch.equal(runs.loss(filled, samples), runs.loss(captured, samples))
+
+
+def test_a_failed_pass_leaves_the_model_as_it_was(runs, make_samples):
+    samples, cache = make_samples(3), runs.cache()
+    runs.loss(cache, samples)
+    batch = collate(samples, pad_id=0)
+    with pytest.raises(RuntimeError, match="out of memory"), cache.batch(batch["ids"], [4, 4, 4]):
+        raise RuntimeError("out of memory")
+    assert not any("forward" in vars(layer) for layer in runs.model.model.layers)
+    before = runs.frozen
+    runs.plain(samples)
+    assert runs.frozen == before + 1
+
+
+def test_a_pass_that_fails_while_it_fills_the_cache_reports_its_own_error(runs, make_samples):
+    cache = runs.cache()
+    with pytest.raises(RuntimeError, match="out of memory"), cache.batch(["a"], [4]):
+        raise RuntimeError("out of memory")
+    assert cache.size_bytes == 0
+    assert not runs.model.model.layers[FIRST]._forward_pre_hooks
+
+
+def test_the_default_limit_is_a_part_of_the_free_memory():
+    assert 0 < available_bytes(torch.device("cpu")) < 1 << 50

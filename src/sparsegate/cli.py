@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsegate import __version__
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean
+from sparsegate.options import PlainParser, parse_options
 
 if TYPE_CHECKING:
     from sparsegate.config import RunConfig
@@ -181,8 +182,8 @@ def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
     return outcome.exit_code
 
 
-def _run_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"sparsegate {verb}", description=description)
+def _run_parser(verb: str, description: str) -> PlainParser:
+    parser = PlainParser(prog=f"sparsegate {verb}", description=description, allow_abbrev=False)
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/0123456789abcdef")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -193,13 +194,13 @@ def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
 
     Raises:
         ConfigError: With every problem of the file.
-        UsageError: For the first override that can't be used.
+        UsageError: For overrides that can't be used.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from sparsegate.config import RunConfig, check_rules, load, shipped_config
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = PlainParser(prog=f"sparsegate {verb}", add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--json", action="store_true")
     first.add_argument("--print_config", action="store_true")
@@ -211,10 +212,7 @@ def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
     parser.add_class_arguments(RunConfig, nested_key=None)
     if options.config is not None:
         parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
-    try:
-        parsed = parser.parse_args(overrides)
-    except ArgumentError as error:
-        raise UsageError(" ".join(str(error).split())) from None
+    parsed = parse_options(parser, overrides, config_type=RunConfig, others={"config", "json", "print_config"})
     built = parser.instantiate(parsed)
     config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})
     check_rules(config)
@@ -230,9 +228,9 @@ def _parse_bench(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None, P
     """Read the options of ``bench``, and the files for its JSON and its plot.
 
     Raises:
-        UsageError: For the first option that can't be used.
+        UsageError: For options that can't be used.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from sparsegate.workflow.bench.methods import METHODS
     from sparsegate.workflow.bench.options import DEFAULT_METHODS, BenchOptions
@@ -243,15 +241,13 @@ def _parse_bench(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None, P
         description=f"Measure training steps of several methods, each in a process of its own.\n\nmethods:{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="methods, separated by commas")
     parser.add_class_arguments(BenchOptions, nested_key=None, skip={"methods"})
     parser.add_argument("--json", metavar="FILE", help="write rows and environment as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="draw step time against peak memory")
-    try:
-        parsed = parser.parse_args(list(arguments)).as_dict()
-    except ArgumentError as error:
-        raise UsageError(" ".join(str(error).split())) from None
+    parsed = parse_options(parser, arguments, config_type=BenchOptions, others={"json", "plot"}).as_dict()
     files = [None if parsed[name] is None else Path(parsed[name]) for name in ("json", "plot")]
     methods = tuple(name.strip() for name in parsed["methods"].split(",") if name.strip())
     values = {name: parsed[name] for name in BenchOptions.__dataclass_fields__ if name != "methods"}

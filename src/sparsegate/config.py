@@ -93,7 +93,7 @@ class SafetyConfig:
     canaries: str = "builtin:safety/canaries.jsonl"
     mix: str = "builtin:safety/safety_mix.jsonl"
     mix_fraction: float = 0.0
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     limit: int | None = None
 
     def problems(self) -> dict[str, str]:
@@ -136,12 +136,12 @@ class TrainingConfig:
     selector: str = "fisher"
     support: SupportKind = "column"
     density: float = 0.1
-    frozen_depth: float = 0.5
+    frozen_depth: float = 0.667
     cache_prefix: bool = True
     learning_rate: float | None = None
     warmup_fraction: float = 0.1
     weight_decay: float = 0.0
-    epochs: int = 3
+    epochs: int = 2
     max_steps: int = -1
     batch_size: int = 16
     accumulate_batches: int = 1

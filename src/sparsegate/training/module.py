@@ -61,7 +61,7 @@ class SparseFineTuner(L.LightningModule):
         selector: str = "fisher",
         support: SupportKind = "column",
         density: float = 0.1,
-        frozen_depth: float = 0.5,
+        frozen_depth: float = 0.667,
         cache_prefix: bool = True,
         learning_rate: float | None = None,
         warmup_fraction: float = 0.1,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import groupby, pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Tokens = tuple[int, ...]
 Progress = Callable[[int], object]
+_MOST_PATHS = 64  # label paths read at once: bounds the copies of cached prompts
 
 
 class LabelScore(NamedTuple):
@@ -39,6 +40,21 @@ class _Node:
     start: int
     label: int | None = None
     children: list[_Node] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Tokens:
+        """Tokens to read after the prompt; a whole label's last token is only predicted, never read."""
+        return self.path if self.label is None else self.path[:-1]
+
+
+# a heap of (negative bound, tie-break, node or label): the likeliest first
+_Frontier = list[tuple[float, Tokens, _Node | int]]
+
+
+class _Open(NamedTuple):
+    row: int
+    bound: float
+    node: _Node
 
 
 def _build_trie(labels: Sequence[tuple[int, Tokens]], path: Tokens = ()) -> _Node:
@@ -170,60 +186,74 @@ class _BatchSearch:
         self._cache, self._log_probs = encoded.cache, encoded.last_logits.log_softmax(-1)
 
     def run(self, trie: _Node) -> list[LabelScore]:
-        frontiers: list[list[tuple[float, Tokens, _Node | int]]] = []
+        frontiers: list[_Frontier] = []
         for row in range(len(self._mask)):
             frontiers.append([])
             _push_children(frontiers[row], trie, 0.0, self._log_probs[row])
         found: dict[int, LabelScore] = {}
+        breadth = 1
         while len(found) < len(frontiers):
-            wanted: dict[int, tuple[float, _Node]] = {}
+            wanted: list[_Open] = []
             for row, frontier in enumerate(frontiers):
                 if row in found:
                     continue
-                negative, _, node = heapq.heappop(frontier)
-                if isinstance(node, int):
-                    found[row] = LabelScore(node, -negative)
-                else:
-                    wanted[row] = (-negative, node)
-            if wanted:
-                self._expand(wanted, frontiers)
+                opened = _pop_open(frontier, breadth)
+                if not opened:
+                    negative, _, label = frontier[0]
+                    assert isinstance(label, int)
+                    found[row] = LabelScore(label, -negative)
+                wanted += [_Open(row, score, node) for score, node in opened]
+            # of one length at a time, so that no padding is computed
+            for _, group in groupby(sorted(wanted, key=_num_inputs), key=_num_inputs):
+                paths = list(group)
+                for start in range(0, len(paths), _MOST_PATHS):
+                    self._expand(paths[start : start + _MOST_PATHS], frontiers)
+            breadth *= 2  # an unsure model needs most labels: ask for more of them at once
         return [found[row] for row in range(len(frontiers))]
 
-    def _expand(
-        self, wanted: dict[int, tuple[float, _Node]], frontiers: list[list[tuple[float, Tokens, _Node | int]]]
-    ) -> None:
-        """Run each wanted node's path after its prompt; push the whole label or the children it leads to."""
-        rows = torch.tensor(sorted(wanted), device=self._mask.device)
-        # a whole label's last token is only predicted, never read
-        inputs = [wanted[row][1].path[: -1 if wanted[row][1].label is not None else None] for row in sorted(wanted)]
-        width = max(map(len, inputs))
-        tokens = torch.tensor([[*path] + [0] * (width - len(path)) for path in inputs], device=rows.device)
+    def _expand(self, opened: Sequence[_Open], frontiers: list[_Frontier]) -> None:
+        """Run nodes' paths of one length after their prompts; push the whole label or the children each leads to."""
+        rows = torch.tensor([row for row, _, _ in opened], device=self._mask.device)
+        tokens = torch.tensor([node.inputs for _, _, node in opened], device=rows.device)
         mask = self._mask[rows]
-        positions = mask.sum(1, keepdim=True) + torch.arange(width, device=rows.device)
-        cache = deepcopy(self._cache)
+        cache = copy(self._cache)
+        cache.layers = [copy(layer) for layer in self._cache.layers]
         cache.batch_select_indices(rows)
         output = self._model(
             input_ids=tokens,
             attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=1),
-            position_ids=positions,
+            position_ids=mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=rows.device),
             cache=cache,
             use_cache=True,
         )
         log_probs = output.logits.float().log_softmax(-1)
-        for place, row in enumerate(sorted(wanted)):
-            score, node = wanted[row]
-            # the node's first token is in the score already; the rest of its chain has no branch
-            for position in range(node.start + 1, len(node.path)):
-                score += float(log_probs[place, position - 1, node.path[position]])
+        for place, (row, bound, node) in enumerate(opened):
+            # the node's first token is in the bound already; the rest of its chain has no branch
+            chain = range(node.start + 1, len(node.path))
+            score = bound + sum(float(log_probs[place, position - 1, node.path[position]]) for position in chain)
             if node.label is not None:
                 heapq.heappush(frontiers[row], (-score, (node.label,), node.label))
             else:
                 _push_children(frontiers[row], node, score, log_probs[place, len(node.path) - 1])
 
 
-def _push_children(
-    frontier: list[tuple[float, Tokens, _Node | int]], node: _Node, score: float, log_probs: Tensor
-) -> None:
+def _pop_open(frontier: _Frontier, count: int) -> list[tuple[float, _Node]]:
+    """Take up to ``count`` nodes that may still lead to a better label than the best whole one."""
+    opened: list[tuple[float, _Node]] = []
+    while frontier and len(opened) < count:
+        negative, _, node = frontier[0]
+        if isinstance(node, int):
+            break
+        heapq.heappop(frontier)
+        opened.append((-negative, node))
+    return opened
+
+
+def _num_inputs(opened: _Open) -> int:
+    return len(opened.node.inputs)
+
+
+def _push_children(frontier: _Frontier, node: _Node, score: float, log_probs: Tensor) -> None:
     for child in node.children:
         bound = score + float(log_probs[child.path[child.start]])
         if child.label is not None and len(child.path) == child.start + 1:

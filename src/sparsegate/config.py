@@ -119,7 +119,7 @@ class TrainingConfig:
         cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample.
         learning_rate: Peak learning rate; None chooses one by density and depth.
         warmup_fraction: Share of the steps over which the learning rate rises.
-        weight_decay: Decay of the trained entries towards their starting values' scale (AdamW).
+        weight_decay: AdamW's decay of the trained entries towards zero.
         epochs: Passes over the training set.
         max_steps: Stop after so many optimizer steps; -1 for no limit.
         batch_size: Samples in one forward pass.

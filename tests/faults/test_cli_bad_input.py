@@ -114,7 +114,7 @@ def test_a_wrong_column_is_suggested(refused, project):
 def test_a_label_that_training_does_not_have_is_named_with_the_samples(refused, project):
     write_rows(project / "evaluation.jsonl", [{**EVALUATION[0], "intent": "delivry"}, *EVALUATION[1:]])
     assert refused() == (
-        "unknown label 'delivry' in 1 evaluation samples (et0); did you mean 'delivery'?"
+        "unknown label 'delivry' in 1 evaluation sample (et0); did you mean 'delivery'?"
         " choices: delivery, fault, invoice\n"
         "add training samples for these labels or correct them\n"
     )

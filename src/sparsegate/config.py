@@ -184,7 +184,7 @@ class EvaluationConfig:
         max_new_tokens: Longest generated answer of a generation task, in tokens.
     """
 
-    batch_size: int = 32
+    batch_size: int = 64
     max_new_tokens: int = 128
 
     def problems(self) -> dict[str, str]:

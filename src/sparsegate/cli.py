@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sparsegate: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("sparsegate: interrupted; a run goes on from its last whole stage when the same command is given again", file=sys.stderr)
+        print(
+            "sparsegate: interrupted; a run goes on from its last whole stage when the same command is given again",
+            file=sys.stderr,
+        )
         return ExitCode.ERROR
     except Exception:
         traceback.print_exc()

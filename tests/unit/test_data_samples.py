@@ -97,5 +97,5 @@ def test_an_unknown_evaluation_label_is_named_with_samples_and_suggestion():
     labels = label_set([Sample("1", "p", "refund"), Sample("2", "p", "delivery"), Sample("3", "p", "refund")])
     assert labels == ("delivery", "refund")
     check_labels([Sample("4", "p", "refund")], labels)
-    with pytest.raises(DataError, match=r"unknown label 'refnud' in 1 evaluation samples \(5\); did you mean 'refund'"):
+    with pytest.raises(DataError, match=r"unknown label 'refnud' in 1 evaluation sample \(5\); did you mean 'refund'"):
         check_labels([Sample("4", "p", "refund"), Sample("5", "p", "refnud")], labels)

@@ -143,8 +143,8 @@ def check_labels(evaluation: Iterable[Sample], labels: Collection[str]) -> None:
             unknown.setdefault(sample.response, []).append(sample.id)
     if unknown:
         lines = [
-            f"unknown label '{label}' in {len(ids)} evaluation sample{'s' if len(ids) > 1 else ''} ({', '.join(ids[:3])})"
-            f"{did_you_mean(label, labels)}"
+            f"unknown label '{label}' in {len(ids)} evaluation sample{'s' if len(ids) > 1 else ''}"
+            f" ({', '.join(ids[:3])}){did_you_mean(label, labels)}"
             for label, ids in sorted(unknown.items())
         ]
         raise DataError("\n".join([*lines, "add training samples for these labels or correct them"]))

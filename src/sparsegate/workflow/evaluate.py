@@ -160,7 +160,9 @@ class _Evaluator:
 
     def _cached(self, name: str, record: type[Any], items: Sequence[Any], make: Callable[..., list[Any]]) -> Path:
         """Return ``NAME.jsonl`` in the run's folder, made anew or taken from the cache."""
-        spec = {key: value for key, value in asdict(self._subject.spec).items() if key != "sparsegate_version"}
+        spec = asdict(self._subject.spec)
+        # the subject's digest says whether there is a delta and which; the base's answers depend on none
+        del spec["delta_sha256"], spec["sparsegate_version"]
         settings = [name.split(".")[0], self._subject.digest, spec, self._run.config.safety.max_new_tokens]
         content = [asdict(item) for item in items]
         key = sha256_bytes(canonical_json([self._run.manifest.code_version, settings, content]).encode())

@@ -172,6 +172,11 @@ def test_a_retrain_with_other_data_is_judged_against_the_champion(first):
     _, champion = project.registry()
     project.write("newer.jsonl", messages("train", 8, 32))
     code, result, said = project.retrain("newer.jsonl")
+
+    # their answers were kept: neither is asked again
+    assert "evaluating predictions.candidate" in said
+    assert "evaluating predictions.base" not in said
+    assert "evaluating predictions.champion" not in said
     assert code == 0, f"{result and result['message']}\n{said}"
     regression = next(gate for gate in result["report"]["results"] if gate["gate"] == "regression")
     assert regression["details"]["compared_with"] == "champion"

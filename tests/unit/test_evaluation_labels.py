@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from sparsegate.evaluation.labels import score_labels
 
@@ -38,6 +39,29 @@ def prompts(make_samples):
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_scores_equal_brute_force_for_prompts_of_different_lengths(any_model, prompts, batch_size):
     _assert_equals_brute_force(any_model, prompts, LABELS, batch_size=batch_size)
+
+
+def test_scores_equal_brute_force_where_attention_has_a_window(prompts):
+    config = MistralConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=4,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    _assert_equals_brute_force(AutoModelForCausalLM.from_config(config).eval(), prompts, LABELS, batch_size=3)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_scores_equal_brute_force_by_each_attention(tiny_model, prompts, attention):
+    tiny_model.set_attn_implementation(attention)
+    _assert_equals_brute_force(tiny_model, prompts, LABELS, batch_size=8)
 
 
 def test_the_tiny_model_does_not_always_choose_the_same_label(tiny_model, prompts):

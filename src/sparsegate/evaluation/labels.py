@@ -2,27 +2,27 @@
 
 Labels form a trie. The log-probability of a prefix bounds that of every label below it, so a best-first search may stop
 as soon as a whole label scores at least as high as every prefix left: usually after one or two short forward passes
-over the cached prompt.
+over the cached prompt. What is read for one prompt at a time is packed into one row, a tree under a mask.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise, takewhile
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparsegate.evaluation.label_trie import Node, Tokens, build_trie, check_labels
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-Tokens = tuple[int, ...]
 Progress = Callable[[int], object]
-_MOST_PATHS = 64  # label paths read at once: bounds the copies of cached prompts
+_MOST_TOKENS = 512  # label tokens read at once: bounds the logits and the copies of cached prompts
 
 
 class LabelScore(NamedTuple):
@@ -32,51 +32,21 @@ class LabelScore(NamedTuple):
     log_probability: float
 
 
-@dataclass
-class _Node:
-    """A prefix shared by labels: ``path`` leads here from the prompt, ``start`` is where the last branch was."""
-
-    path: Tokens
-    start: int
-    label: int | None = None
-    children: list[_Node] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> Tokens:
-        """Tokens to read after the prompt; a whole label's last token is only predicted, never read."""
-        return self.path if self.label is None else self.path[:-1]
-
-
 # a heap of (negative bound, tie-break, node or label): the likeliest first
-_Frontier = list[tuple[float, Tokens, _Node | int]]
+_Frontier = list[tuple[float, Tokens, Node | int]]
 
 
 class _Open(NamedTuple):
-    row: int
     bound: float
-    node: _Node
+    node: Node
 
 
-def _build_trie(labels: Sequence[tuple[int, Tokens]], path: Tokens = ()) -> _Node:
-    """Build the trie below a common prefix ``path``; chains without a branch are one node."""
-    start = len(path)
-    rests = [tokens[start:] for _, tokens in labels]
-    common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*rests, strict=False))))
-    if path == ():
-        common = 0  # the root is the prompt itself
-    path = labels[0][1][: start + common]
-    node = _Node(path, start)
-    groups: dict[int, list[tuple[int, Tokens]]] = {}
-    for index, tokens in labels:
-        if len(tokens) == len(path):
-            node.label = index
-        else:
-            groups.setdefault(tokens[len(path)], []).append((index, tokens))
-    for token, group in groups.items():
-        child = _build_trie(group, (*path, token))
-        child.start = len(path)
-        node.children.append(child)
-    return node
+class _Reading(NamedTuple):
+    """Nodes to read for one prompt, and the tokens of all paths to them: each prefix once, by its place."""
+
+    row: int
+    opened: list[_Open]
+    places: dict[Tokens, int]
 
 
 @torch.inference_mode()
@@ -104,10 +74,10 @@ def score_labels(
     Raises:
         ValueError: If labels are empty, equal, or one is the beginning of another, or a prompt is empty.
     """
-    _check_labels(labels)
+    check_labels(labels)
     if not all(prompts):
         raise ValueError("prompts must not be empty")
-    trie = _build_trie(list(enumerate(labels)))
+    trie = build_trie(list(enumerate(labels)))
     shared = _shared_prefix(prompts)
     prefix = _encode(model, torch.tensor([shared], device=model.device), None, 0) if shared else None
     scores: list[LabelScore | None] = [None] * len(prompts)
@@ -120,17 +90,6 @@ def score_labels(
         if progress is not None:
             progress(len(chosen))
     return [score for score in scores if score is not None]
-
-
-def _check_labels(labels: Sequence[Tokens]) -> None:
-    ordered = sorted(labels)
-    if not labels or not all(labels):
-        raise ValueError("labels must not be empty")
-    for first, second in pairwise(ordered):
-        if second[: len(first)] == first:
-            raise ValueError(
-                "labels must differ, and none may be the beginning of another; end each with the end token"
-            )
 
 
 def _shared_prefix(prompts: Sequence[Tokens]) -> Tokens:
@@ -172,7 +131,7 @@ class _BatchSearch:
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Tokens], prefix: _Encoded | None, past: int) -> None:
-        self._model = model
+        self._model, self._can_pack = model, _can_pack(model)
         width = max(map(len, prompts))
         pad = model.config.get_text_config().pad_token_id or 0
         rows = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -185,15 +144,16 @@ class _BatchSearch:
         encoded = _encode(model, torch.tensor(rows, device=model.device), cache, past, self._mask)
         self._cache, self._log_probs = encoded.cache, encoded.last_logits.log_softmax(-1)
 
-    def run(self, trie: _Node) -> list[LabelScore]:
+    def run(self, trie: Node) -> list[LabelScore]:
         frontiers: list[_Frontier] = []
         for row in range(len(self._mask)):
             frontiers.append([])
-            _push_children(frontiers[row], trie, 0.0, self._log_probs[row])
+            first = [float(self._log_probs[row, child.path[0]]) for child in trie.children]
+            _push_children(frontiers[row], trie, 0.0, first)
         found: dict[int, LabelScore] = {}
         breadth = 1
         while len(found) < len(frontiers):
-            wanted: list[_Open] = []
+            readings: list[_Reading] = []
             for row, frontier in enumerate(frontiers):
                 if row in found:
                     continue
@@ -202,60 +162,115 @@ class _BatchSearch:
                     negative, _, label = frontier[0]
                     assert isinstance(label, int)
                     found[row] = LabelScore(label, -negative)
-                wanted += [_Open(row, score, node) for score, node in opened]
-            # of one length at a time, so that no padding is computed
-            for _, group in groupby(sorted(wanted, key=_num_inputs), key=_num_inputs):
-                paths = list(group)
-                for start in range(0, len(paths), _MOST_PATHS):
-                    self._expand(paths[start : start + _MOST_PATHS], frontiers)
+                elif self._can_pack:
+                    readings.append(_reading(row, opened))
+                else:
+                    readings += [_reading(row, [node]) for node in opened]
+            for group in _groups(readings):
+                self._read(group, frontiers)
             breadth *= 2  # an unsure model needs most labels: ask for more of them at once
         return [found[row] for row in range(len(frontiers))]
 
-    def _expand(self, opened: Sequence[_Open], frontiers: list[_Frontier]) -> None:
-        """Run nodes' paths of one length after their prompts; push the whole label or the children each leads to."""
-        rows = torch.tensor([row for row, _, _ in opened], device=self._mask.device)
-        tokens = torch.tensor([node.inputs for _, _, node in opened], device=rows.device)
+    def _read(self, readings: Sequence[_Reading], frontiers: list[_Frontier]) -> None:
+        """Run the paths to the opened nodes after their prompts; push the whole label or the children each leads to."""
+        device = self._mask.device
+        width = max(len(reading.places) for reading in readings)
+        tokens = torch.zeros((len(readings), width), dtype=torch.long)
+        depths = torch.zeros_like(tokens)
+        sees = torch.eye(width, dtype=torch.bool).repeat(len(readings), 1, 1)  # (readings, reader, read)
+        for index, reading in enumerate(readings):
+            for path, place in reading.places.items():
+                tokens[index, place], depths[index, place] = path[-1], len(path) - 1
+                if len(path) > 1:
+                    sees[index, place] |= sees[index, reading.places[path[:-1]]]
+        rows = torch.tensor([reading.row for reading in readings], device=device)
         mask = self._mask[rows]
         cache = copy(self._cache)
         cache.layers = [copy(layer) for layer in self._cache.layers]
         cache.batch_select_indices(rows)
         output = self._model(
-            input_ids=tokens,
-            attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=1),
-            position_ids=mask.sum(1, keepdim=True) + torch.arange(tokens.shape[1], device=rows.device),
+            input_ids=tokens.to(device),
+            attention_mask=self._tree_mask(mask, sees.to(device)),
+            position_ids=mask.sum(1, keepdim=True) + depths.to(device),
             cache=cache,
             use_cache=True,
         )
-        log_probs = output.logits.float().log_softmax(-1)
-        for place, (row, bound, node) in enumerate(opened):
-            # the node's first token is in the bound already; the rest of its chain has no branch
-            chain = range(node.start + 1, len(node.path))
-            score = bound + sum(float(log_probs[place, position - 1, node.path[position]]) for position in chain)
-            if node.label is not None:
-                heapq.heappush(frontiers[row], (-score, (node.label,), node.label))
-            else:
-                _push_children(frontiers[row], node, score, log_probs[place, len(node.path) - 1])
+        self._push(readings, frontiers, output.logits.float())
+
+    def _tree_mask(self, prompt_mask: Tensor, sees: Tensor) -> Tensor:
+        """Return the attention mask: a label token sees its prompt and the tokens on its own path."""
+        if not self._can_pack:
+            return torch.cat([prompt_mask, torch.ones_like(sees[:, 0], dtype=prompt_mask.dtype)], dim=1)
+        sees_prompt = prompt_mask.bool()[:, None].expand(-1, sees.shape[1], -1)
+        visible = torch.cat([sees_prompt, sees], dim=2)[:, None]
+        hidden = torch.finfo(self._model.dtype).min
+        return torch.zeros(visible.shape, dtype=self._model.dtype, device=visible.device).masked_fill(~visible, hidden)
+
+    def _push(self, readings: Sequence[_Reading], frontiers: list[_Frontier], logits: Tensor) -> None:
+        """Score what was read by logits of shape (readings, places, vocabulary)."""
+        wanted: list[tuple[int, int, int]] = []  # reading, place, token
+        for index, (_, opened, places) in enumerate(readings):
+            for _, node in opened:
+                # the node's first token is in the bound already; the rest of its chain has no branch
+                for end in range(node.start + 1, len(node.path)):
+                    wanted.append((index, places[node.path[:end]], node.path[end]))
+                wanted += [(index, places[node.path], child.path[child.start]) for child in node.children]
+        where = torch.tensor(wanted, device=logits.device)
+        chosen = logits[where[:, 0], where[:, 1], where[:, 2]]
+        log_probs = iter((chosen - logits.logsumexp(-1)[where[:, 0], where[:, 1]]).tolist())
+        for row, opened, _ in readings:
+            for bound, node in opened:
+                score = bound + sum(next(log_probs) for _ in range(node.start + 1, len(node.path)))
+                if node.label is not None:
+                    heapq.heappush(frontiers[row], (-score, (node.label,), node.label))
+                else:
+                    _push_children(frontiers[row], node, score, [next(log_probs) for _ in node.children])
 
 
-def _pop_open(frontier: _Frontier, count: int) -> list[tuple[float, _Node]]:
+def _can_pack(model: PreTrainedModel) -> bool:
+    """Say whether each token may have a mask of its own: not so with windows or fused attention."""
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None) or ()
+    windowed = getattr(config, "sliding_window", None) or any(kind != "full_attention" for kind in layer_types)
+    return not windowed and config._attn_implementation in {"sdpa", "eager"}
+
+
+def _reading(row: int, opened: list[_Open]) -> _Reading:
+    places: dict[Tokens, int] = {}
+    for _, node in opened:
+        for end in range(1, len(node.inputs) + 1):
+            places.setdefault(node.inputs[:end], len(places))
+    return _Reading(row, opened, places)
+
+
+def _groups(readings: list[_Reading]) -> Iterator[list[_Reading]]:
+    """Yield readings of similar size together, so that little padding is computed."""
+    group: list[_Reading] = []
+    for reading in sorted(readings, key=lambda reading: len(reading.places)):
+        if group and (len(group) + 1) * len(reading.places) > _MOST_TOKENS:
+            yield group
+            group = []
+        group.append(reading)
+    if group:
+        yield group
+
+
+def _pop_open(frontier: _Frontier, count: int) -> list[_Open]:
     """Take up to ``count`` nodes that may still lead to a better label than the best whole one."""
-    opened: list[tuple[float, _Node]] = []
+    opened: list[_Open] = []
     while frontier and len(opened) < count:
         negative, _, node = frontier[0]
         if isinstance(node, int):
             break
         heapq.heappop(frontier)
-        opened.append((-negative, node))
+        opened.append(_Open(-negative, node))
     return opened
 
 
-def _num_inputs(opened: _Open) -> int:
-    return len(opened.node.inputs)
-
-
-def _push_children(frontier: _Frontier, node: _Node, score: float, log_probs: Tensor) -> None:
-    for child in node.children:
-        bound = score + float(log_probs[child.path[child.start]])
+def _push_children(frontier: _Frontier, node: Node, score: float, log_probs: Sequence[float]) -> None:
+    """Push a node's children, given the log-probability of each one's first token."""
+    for child, log_prob in zip(node.children, log_probs, strict=True):
+        bound = score + log_prob
         if child.label is not None and len(child.path) == child.start + 1:
             heapq.heappush(frontier, (-bound, (child.label,), child.label))
         else:

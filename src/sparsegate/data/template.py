@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, final
 
 from sparsegate.contracts import EncodedSample, Sample
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "probe"
+_SEAM = "\ufdd0"  # a noncharacter: never part of a text
 
 
 @final
@@ -25,6 +27,9 @@ class ChatTemplate:
     system turn keeps it out, and is used where that makes the prompt shorter. A template that takes no system turn, or
     writes more than the default, keeps its own behaviour.
 
+    Whatever a prompt's text looks like, it is read as text: a turn's end or another mark of the template typed by a
+    user becomes the pieces it is spelled with, and not the model's own token.
+
     Args:
         tokenizer: The model's tokenizer.
         system_prompt: System message before every prompt.
@@ -38,6 +43,8 @@ class ChatTemplate:
         self._tokenizer: Any = tokenizer
         self._max_tokens = max_tokens
         self._system_prompt = system_prompt
+        marks = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+        self._mark = re.compile("|".join(re.escape(mark) for mark in sorted(marks) if len(mark.strip()) > 1) or r"(?!)")
         if tokenizer.chat_template and system_prompt is None:
             self._system_prompt = self._shorter_of_no_and_empty_system()
         self._turn_end = self._find_turn_end()
@@ -91,7 +98,12 @@ class ChatTemplate:
         return fits
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        pieces = text.split(_SEAM)
+        return tuple(token for piece in pieces for token in self._tokenizer.encode(piece, add_special_tokens=False))
+
+    def _as_text(self, prompt: str) -> str:
+        """Put a seam into each mark, where :meth:`_ids` takes it apart."""
+        return self._mark.sub(lambda mark: f"{mark[0][0]}{_SEAM}{mark[0][1:]}", prompt.replace(_SEAM, ""))
 
     def _render(self, turns: list[dict[str, str]], *, for_generation: bool) -> str:
         from jinja2 import TemplateError
@@ -108,7 +120,8 @@ class ChatTemplate:
         system = [] if self._system_prompt is None else [{"role": "system", "content": self._system_prompt}]
         return [*system, {"role": "user", "content": prompt}]
 
-    def _render_prompt(self, prompt: str) -> str:
+    def _render_prompt(self, text: str) -> str:
+        prompt = self._as_text(text)
         if self._tokenizer.chat_template:
             return self._render(self._turns(prompt), for_generation=True)
         system = f"{self._system_prompt}\n\n" if self._system_prompt else ""

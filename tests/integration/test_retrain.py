@@ -48,8 +48,8 @@ class Project:
     def write(self, name, rows):
         (self.folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
-    def retrain(self, train):
-        """Retrain on a file; return the exit code, the result and what was said on stderr."""
+    def retrain(self, train, verb="retrain"):
+        """Retrain (or only train) on a file; return the exit code, the result and what was said on stderr."""
         config = {
             "data": {
                 "train": train,
@@ -67,7 +67,10 @@ class Project:
             "policy": "short.yaml",
         }
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        done = self.python("-m", "sparsegate.cli", "retrain", "--config", "run.yaml", "--json")
+        return self.sparsegate(verb, "--config", "run.yaml")
+
+    def sparsegate(self, *arguments):
+        done = self.python("-m", "sparsegate.cli", *arguments, "--json")
         return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
     def python(self, *arguments):
@@ -183,6 +186,29 @@ def test_a_retrain_with_other_data_is_judged_against_the_champion(first):
     assert "champion" in result["models"]
     assert result["message"].endswith(f"is now champion, in place of version {champion}")
     assert project.registry()[1] == result["version"] > champion
+
+
+def test_train_gate_and_register_one_by_one_do_what_retrain_does(first):
+    project, *_ = first
+    versions, champion = project.registry()
+    project.write("newest.jsonl", messages("train", 4, 28))
+    code, result, said = project.retrain("newest.jsonl", verb="train")
+    assert code == 0, said
+    run = result["run_dir"]
+    assert result["message"] == f"trained: {Path(run) / 'train' / 'delta.safetensors'}"
+
+    code, result, said = project.sparsegate("register", run)
+    assert (code, result) == (2, None)
+    assert f"was not judged yet; run 'sparsegate gate {run}' first" in said
+
+    code, result, said = project.sparsegate("gate", run)
+    assert code == 0, said
+    assert result["message"] == "PASS: judged by policy short; nothing was registered"
+    assert project.registry() == (versions, champion)
+
+    code, result, said = project.sparsegate("register", run)
+    assert code == 0, said
+    assert project.registry() == ([*versions, result["version"]], result["version"])
 
 
 def test_shuffled_labels_are_refused_and_the_champion_stays(first):

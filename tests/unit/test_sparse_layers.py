@@ -49,7 +49,7 @@ def test_gradients_of_input_bias_and_support_equal_finite_differences(kind, with
     def forward(x, bias, values):
         committed = weight.clone()
         support.scatter(values.detach(), committed)
-        return _SparseLinear.apply(x, committed, bias, values, support.ids, support.layout)
+        return _SparseLinear.apply(x, committed, bias, values, support.ids, support.layout, False)
 
     assert torch.autograd.gradcheck(forward, (x, bias, values))
 

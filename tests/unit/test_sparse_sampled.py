@@ -1,8 +1,14 @@
 import pytest
 import torch
 
+from sparsegate.data.datamodule import collate
 from sparsegate.sparse import sampled as module
+from sparsegate.sparse.layers import sparse_layers
 from sparsegate.sparse.sampled import dense, element_gradient, measured_choices, recall_choices, sampled
+from sparsegate.sparse.selection import select
+from sparsegate.sparse.selectors import make_selector
+from sparsegate.sparse.targets import find_targets
+from sparsegate.training.loss import supervised_loss
 
 
 @pytest.fixture(autouse=True)
@@ -10,7 +16,7 @@ def nothing_measured(monkeypatch):
     monkeypatch.setattr(module, "_sampling_wins", {})
 
 
-def _case(tokens=7, rows=12, columns=15, entries=6, dtype=torch.float32):
+def _case(tokens=7, rows=20, columns=24, entries=6, dtype=torch.float32):
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(tokens, side, generator=draw).to(dtype) for side in (rows, columns))
     ids = torch.randperm(rows * columns, generator=draw)[:entries].sort().values.int()
@@ -65,7 +71,7 @@ def test_a_case_is_measured_once_and_the_choice_kept(measured):
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokens": 20}, {"rows": 13}, {"columns": 16}, {"entries": 5}, {"dtype": torch.float64}]
+    "change", [{"tokens": 20}, {"rows": 21}, {"columns": 25}, {"entries": 5}, {"dtype": torch.float64}]
 )
 def test_another_case_is_measured_anew(measured, change):
     element_gradient(*_case())
@@ -83,11 +89,26 @@ def test_where_many_entries_are_trained_nothing_is_measured(measured):
 def test_the_quicker_way_is_found_by_running_both():
     a, b, ids = _case()
     torch.testing.assert_close(element_gradient(a, b, ids), dense(a, b, ids))
-    assert [case for case, _ in measured_choices()] == [(12, 15, 3, 6, "torch.float32", "cpu")]
+    assert [case for case, _ in measured_choices()] == [(20, 24, 3, 6, "torch.float32", "cpu")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradients_of_a_model_do_not_depend_on_the_way(family, make_model, make_samples, monkeypatch):
+    batch = collate(make_samples(6), pad_id=0)
+    model = make_model(family).double().requires_grad_(False)
+    select(model, find_targets(model), make_selector("random"), {}, kind="element", density=0.01, seed=0)
+    gradients = []
+    for quicker in (dense, sampled):
+        monkeypatch.setattr(module, "_sampling_wins", {})
+        monkeypatch.setattr(module, "_seconds", lambda way, *_, quicker=quicker: float(way is not quicker))
+        supports = [layer.support for layer in sparse_layers(model).values()]
+        gradients.append(torch.autograd.grad(supervised_loss(model, batch), [part.values for part in supports]))
+        assert {wins for _, wins in measured_choices()} == {quicker is sampled}
+    torch.testing.assert_close(*gradients)
 
 
 def test_recalled_choices_are_not_measured_again(measured):
     a, b, ids = _case()
-    recall_choices([((12, 15, 3, 6, "torch.float32", "cpu"), False)])
+    recall_choices([((20, 24, 3, 6, "torch.float32", "cpu"), False)])
     assert torch.equal(element_gradient(a, b, ids), dense(a, b, ids))
     assert measured == []

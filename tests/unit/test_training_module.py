@@ -184,6 +184,7 @@ def test_a_checkpoint_replaces_what_a_tuner_had_trained(make_model, data, weight
 
 
 def test_a_checkpoint_brings_the_measured_ways_of_element_gradients_along(make_model, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(sampled, "_LARGEST_SHARE", 1.0)
     monkeypatch.setattr(sampled, "_sampling_wins", {})
     _, path = _checkpointed(make_model("llama"), data, tmp_path, support="element")
     choices = sampled.measured_choices()

@@ -5,6 +5,7 @@ it. Only the statistics that a selector needs are kept; those of :data:`FLOW` co
 
 Scores and units are those of the map, as (out, in); weights that are stored as (in, out) are turned for it, and the
 chosen support is turned back. Of an embedding the inputs are the tokens of the vocabulary, so ``input_sq`` counts them.
+With a tied head, gradients of the weight hold both its uses, and the statistics of :data:`FLOW` the look-up only.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -22,14 +24,15 @@ from sparsegate.contracts import EncodedSample
 NUM_TOKENS = 96
 END_ID = 1
 PAD_ID = 0
-FAMILIES = ("llama", "qwen2", "gemma")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+FAMILIES = ("llama", "qwen2", "gemma", "gpt2")
 
 
 def build_model(family: str = "llama") -> PreTrainedModel:
     """Build a model of four layers and width 32, in evaluation mode; the same each time.
 
     ``llama`` has an output head of its own, ``qwen2`` biases and a tied head, ``gemma`` a tied head and scaled
-    embeddings; all have fewer key heads than query heads.
+    embeddings; these have fewer key heads than query heads. ``gpt2`` has weights stored as (in, out), and a tied head.
     """
     torch.manual_seed(0)
     sizes = {
@@ -49,6 +52,11 @@ def build_model(family: str = "llama") -> PreTrainedModel:
         model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True))
+    elif family == "gpt2":
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        shape = {"n_embd": 32, "n_inner": 48, "n_layer": 4, "n_head": 4, "n_positions": 128}
+        shared = {name: sizes[name] for name in ("vocab_size", "initializer_range", *_TOKEN_IDS)}
+        model = GPT2LMHeadModel(GPT2Config(**shared, **shape, **no_dropout))
     else:
         model = GemmaForCausalLM(GemmaConfig(**sizes, head_dim=8, tie_word_embeddings=True))
     return model.eval()

@@ -66,9 +66,11 @@ class BaseWeights:
         Raises:
             DataError: If the base has no such weight.
         """
-        if name not in self._file_of:
+        # folders made from a bare model, as GPT-2's is, name their weights without the model's own prefix
+        found = next((known for known in (name, name.partition(".")[2]) if known in self._file_of), None)
+        if found is None:
             raise DataError(f"the delta changes '{name}', which the base model does not have")
-        weight: Tensor = self._file_of[name].get_tensor(name)
+        weight: Tensor = self._file_of[found].get_tensor(found)
         return weight
 
 

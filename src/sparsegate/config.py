@@ -116,6 +116,7 @@ class TrainingConfig:
             slower).
         density: Share of the entries of each trained weight that is updated, in (0, 1].
         frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1).
+        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0.
         cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample.
         learning_rate: Peak learning rate; None chooses one by density and depth.
         warmup_fraction: Share of the steps over which the learning rate rises.
@@ -137,6 +138,7 @@ class TrainingConfig:
     support: SupportKind = "column"
     density: float = 0.1
     frozen_depth: float = 0.667
+    train_embeddings: bool = False
     cache_prefix: bool = True
     learning_rate: float | None = None
     warmup_fraction: float = 0.1
@@ -158,8 +160,10 @@ class TrainingConfig:
         if density and 1 < self.density <= 100:
             density += f"; did you mean {self.density / 100:g}?"
         rate = self.learning_rate
+        embeddings = f"train_embeddings needs frozen_depth 0, got {self.frozen_depth:g}"
         return _collect(
             density=density,
+            train_embeddings=embeddings if self.train_embeddings and self.frozen_depth > 0 else None,
             frozen_depth=_in_range("frozen_depth", self.frozen_depth, 0, 1, open_high=True),
             learning_rate=None if rate is None else _in_range("learning_rate", rate, 0, 1, open_low=True),
             warmup_fraction=_in_range("warmup_fraction", self.warmup_fraction, 0, 1),

@@ -84,6 +84,13 @@ def test_a_base_stored_in_half_precision_is_compared_after_widening(files, base)
     assert run(files).verdict is Verdict.PASS
 
 
+def test_a_base_whose_names_lack_the_models_prefix_is_read(files, base):
+    bare = {name.removeprefix("model."): weight for name, weight in base.items()}
+    save_file(bare, files.artifacts["base_model"] / "model.safetensors")
+    delta(files, base)
+    assert run(files).verdict is Verdict.PASS
+
+
 def _set(name, value):
     return lambda tensors: tensors.__setitem__(name, value)
 

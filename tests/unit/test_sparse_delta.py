@@ -61,11 +61,14 @@ def test_a_delta_file_reads_back_as_it_was_written(delta, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_apply_gives_the_trained_model_and_revert_the_base_bit_for_bit(make_model, weights_of, tmp_path, kind, dtype):
-    trained = make_model("qwen2").to(dtype)
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_apply_gives_the_trained_model_and_revert_the_base_bit_for_bit(
+    make_model, weights_of, tmp_path, family, kind, dtype
+):
+    trained = make_model(family).to(dtype)
     write_delta(_trained(trained, kind), tmp_path / "delta.safetensors")
     delta = read_delta(tmp_path / "delta.safetensors")
-    model = make_model("qwen2").to(dtype)
+    model = make_model(family).to(dtype)
     base = weights_of(model)
     apply_delta(model, delta)
     assert _equal(weights_of(model), weights_of(trained))
@@ -150,6 +153,7 @@ def test_a_model_without_sparse_layers_has_no_delta(tiny_model):
         (lambda e: {"shape": (1, 1)}, r"do not fit each other|ids must be ascending and in \[0, 1\)"),
         (lambda e: {"shape": (32,)}, "damaged"),
         (lambda e: {"kind": "diagonal"}, "unknown support kind 'diagonal'"),
+        (lambda e: {"map_kind": "conv3d"}, "unknown kind of map 'conv3d'"),
     ],
 )
 def test_a_delta_that_contradicts_itself_is_refused(delta, first, tmp_path, damage, message):
@@ -197,6 +201,17 @@ def test_metadata_that_is_missing_or_wrong_is_refused(delta, tmp_path, field, va
         return
     with pytest.raises(DeltaError, match="is damaged"):
         read_delta(path)
+
+
+def test_a_delta_from_before_other_maps_could_be_trained_is_one_of_linear_maps(delta, tmp_path):
+    path = tmp_path / "delta.safetensors"
+    write_delta(delta, path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata["supports"] = metadata["supports"].replace('"map":"linear",', "")
+    assert "map" not in metadata["supports"]
+    save_file(tensors, path, metadata=metadata)
+    assert {entry.map_kind for entry in read_delta(path).entries.values()} == {"linear"}
 
 
 def test_a_failed_write_leaves_the_old_file(delta, tmp_path):

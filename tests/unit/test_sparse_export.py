@@ -40,10 +40,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(layouts, "BLOCK", 4)
 
 
-def trained(model, kind, *, density=0.1, step=0.1, keep=lambda target: True):
+def trained(model, kind, *, density=0.1, step=0.1, embeddings=False, keep=lambda target: True):
     """Train a model for one random step; return its delta and logits and leave it untouched."""
     model.requires_grad_(False)
-    targets = [target for target in find_targets(model) if keep(target)]
+    targets = [target for target in find_targets(model, embeddings=embeddings) if keep(target)]
     select(model, targets, make_selector("random"), {}, kind=kind, density=density, seed=0)
     draw = torch.Generator().manual_seed(1)
     for layer in sparse_layers(model).values():
@@ -84,12 +84,14 @@ def assert_same_change(found, expected):
 @needs_peft
 @peft_warnings
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_opens_the_shira_export_with_the_trained_logits(kind, any_model, tmp_path):
-    before = logits_of(any_model)
-    delta, logits = trained(any_model, kind)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+def test_peft_opens_the_shira_export_with_the_trained_logits(family, kind, make_model, tmp_path):
+    model = make_model(family)
+    before = logits_of(model)
+    delta, logits = trained(model, kind)
     assert float((logits - before).abs().max()) > 0.1
     to_peft_shira(delta, tmp_path / "shira", base_source="base")
-    adapter = opened_by_peft(any_model, tmp_path / "shira")
+    adapter = opened_by_peft(model, tmp_path / "shira")
     torch.testing.assert_close(logits_of(adapter), logits, rtol=0, atol=1e-5)
 
 
@@ -166,6 +168,21 @@ def test_elements_are_refused_by_the_lora_export_and_nothing_is_written(tiny_mod
     assert list(tmp_path.iterdir()) == []
 
 
+def test_conv1d_is_refused_by_the_shira_export_which_peft_could_not_open(make_model, tmp_path):
+    delta, _ = trained(make_model("gpt2"), "column")
+    with pytest.raises(DeltaError, match=r"PEFT's SHiRA takes weights of linear maps, transformer\.h\.0.*'conv1d'"):
+        to_peft_shira(delta, tmp_path / "shira", base_source="base")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export", [to_peft_shira, to_peft_lora])
+def test_embeddings_are_refused_by_peft_exports(export, make_model, tmp_path):
+    delta, _ = trained(make_model("qwen2"), "column", embeddings=True)
+    with pytest.raises(DeltaError, match=r"model\.embed_tokens\.weight is of kind 'embedding'; export merged weights"):
+        export(delta, tmp_path / "adapter", base_source="base")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_density_beyond_shira_is_refused(tiny_model, tmp_path):
     delta, _ = trained(tiny_model, "column", density=0.9)
     with pytest.raises(DeltaError, match=r"has fewer; export a LoRA or merged weights"):
@@ -198,13 +215,15 @@ def test_a_shira_export_comes_back_bit_for_bit(kind, dtype, tiny_model, tmp_path
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", LORA_KINDS)
-def test_a_lora_export_comes_back_as_the_same_support_bit_for_bit(kind, dtype, tiny_model, tmp_path):
-    tiny_model.to(dtype)
-    delta, _ = trained(tiny_model, kind)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_lora_export_comes_back_as_the_same_support_bit_for_bit(family, kind, dtype, make_model, tmp_path):
+    model = make_model(family).to(dtype)
+    delta, _ = trained(model, kind)
     to_peft_lora(delta, tmp_path / "lora", base_source="base")
-    back = from_peft(tmp_path / "lora", tiny_model, base_digest=BASE)
-    assert {entry.kind for entry in back.entries.values()} == {kind}
+    back = from_peft(tmp_path / "lora", model, base_digest=BASE)
     assert_same_change(back, delta)
+    for name, entry in delta.entries.items():
+        assert (back.entries[name].kind, back.entries[name].map_kind) == (entry.kind, entry.map_kind)
 
 
 def test_values_that_a_difference_can_not_hold_come_back_too(tiny_model, tmp_path):
@@ -261,9 +280,12 @@ def base_folder(any_model, tiny_tokenizer, tmp_path):
     return folder
 
 
-def test_the_merged_folder_is_a_plain_model_with_the_trained_logits(any_model, base_folder, tmp_path, weights_of):
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_the_merged_folder_is_a_plain_model_with_the_trained_logits(
+    embeddings, any_model, base_folder, tmp_path, weights_of
+):
     before = weights_of(any_model)
-    delta, logits = trained(any_model, "column")
+    delta, logits = trained(any_model, "column", embeddings=embeddings)
     merged(base_folder, delta, tmp_path / "merged", model=any_model, base_digest=BASE)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert torch.equal(logits_of(plain), logits)

@@ -37,11 +37,12 @@ def _sparsify(model, kind, density=0.2):
 
 @pytest.mark.parametrize("leading", [(5,), (2, 3)])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_input_bias_and_support_equal_finite_differences(kind, with_bias, leading):
+def test_gradients_of_input_bias_and_support_equal_finite_differences(kind, is_transposed, with_bias, leading):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(*leading, 6, generator=draw, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 6, generator=draw, dtype=torch.float64)
+    weight = torch.randn((6, 4) if is_transposed else (4, 6), generator=draw, dtype=torch.float64)
     bias = torch.randn(4, generator=draw, dtype=torch.float64, requires_grad=True) if with_bias else None
     support = SparseSupport(kind, _ids(weight.shape, kind, 0.4), weight)
     values = support.originals.clone().requires_grad_(True)
@@ -49,7 +50,8 @@ def test_gradients_of_input_bias_and_support_equal_finite_differences(kind, with
     def forward(x, bias, values):
         committed = weight.clone()
         support.scatter(values.detach(), committed)
-        return _SparseLinear.apply(x, committed, bias, values, support.ids, support.layout)
+        matrix = committed.T if is_transposed else committed
+        return _SparseLinear.apply(x, matrix, bias, values, support.ids, support.layout, is_transposed)
 
     assert torch.autograd.gradcheck(forward, (x, bias, values))
 

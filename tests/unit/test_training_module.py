@@ -5,6 +5,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from sparsegate.data.datamodule import BatchLoader, SampleDataModule
 from sparsegate.errors import UsageError
+from sparsegate.sparse import sampled
 from sparsegate.sparse.delta import apply_delta
 from sparsegate.sparse.layers import sparse_layers
 from sparsegate.training.module import SparseFineTuner
@@ -45,7 +46,7 @@ def _trainer(tmp_path, *callbacks, **options):
     )
 
 
-@pytest.mark.parametrize("support", ["column", "element"])
+@pytest.mark.parametrize("support", ["column", "row", "element"])
 def test_a_plain_trainer_lowers_the_loss_and_leaves_frozen_weights_bit_identical(
     any_model, data, weights_of, tmp_path, support
 ):
@@ -102,6 +103,7 @@ def test_a_plain_loader_without_selection_is_refused(tiny_model, samples, tmp_pa
         ({"density": float("nan")}, r"density must be in \(0, 1\], got nan"),
         ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), got 1"),
         ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), got -0.1"),
+        ({"train_embeddings": True}, "train_embeddings needs frozen_depth 0, got 0.667"),
         ({"selector": "fischer"}, "did you mean 'fisher'"),
     ],
 )
@@ -179,6 +181,17 @@ def test_a_checkpoint_replaces_what_a_tuner_had_trained(make_model, data, weight
     other.on_load_checkpoint(torch.load(path, weights_only=True))
     expected = weights_of(tuner.finish())
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(other.finish()).items())
+
+
+def test_a_checkpoint_brings_the_measured_ways_of_element_gradients_along(make_model, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(sampled, "_LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(sampled, "_sampling_wins", {})
+    _, path = _checkpointed(make_model("llama"), data, tmp_path, support="element")
+    choices = sampled.measured_choices()
+    assert choices
+    monkeypatch.setattr(sampled, "_sampling_wins", {})
+    SparseFineTuner(make_model("llama")).on_load_checkpoint(torch.load(path, weights_only=True))
+    assert sampled.measured_choices() == choices
 
 
 def test_a_checkpoint_of_another_base_is_refused(make_model, data, tmp_path):

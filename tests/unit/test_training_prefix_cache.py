@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparsegate.data.datamodule import collate
-from sparsegate.sparse.targets import find_targets
+from sparsegate.sparse.targets import decoder_layers, find_targets
 from sparsegate.training.loss import supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
 
@@ -25,7 +25,7 @@ class _Runs:
     def __init__(self, model):
         self.model = model
         self.frozen = 0
-        model.model.layers[0].mlp.register_forward_hook(self._count)
+        decoder_layers(model)[1][0].mlp.register_forward_hook(self._count)
 
     def _count(self, *_):
         self.frozen += 1
@@ -93,7 +93,7 @@ def test_a_limit_of_zero_keeps_nothing(runs, make_samples):
 def test_filling_runs_the_frozen_layers_only_and_keeps_the_very_same_states(runs, make_samples):
     samples = make_samples(5)
     upper = []
-    handle = runs.model.model.layers[FIRST].mlp.register_forward_hook(lambda *_: upper.append(1))
+    handle = decoder_layers(runs.model)[1][FIRST].mlp.register_forward_hook(lambda *_: upper.append(1))
     filled, captured = runs.cache(), runs.cache()
     filled.fill(collate(samples, pad_id=0))
     assert upper == []
@@ -109,7 +109,7 @@ def test_a_failed_pass_leaves_the_model_as_it_was(runs, make_samples):
     batch = collate(samples, pad_id=0)
     with pytest.raises(RuntimeError, match="out of memory"), cache.batch(batch["ids"], [4, 4, 4]):
         raise RuntimeError("out of memory")
-    assert not any("forward" in vars(layer) for layer in runs.model.model.layers)
+    assert not any("forward" in vars(layer) for layer in decoder_layers(runs.model)[1])
     before = runs.frozen
     runs.plain(samples)
     assert runs.frozen == before + 1
@@ -120,7 +120,7 @@ def test_a_pass_that_fails_while_it_fills_the_cache_reports_its_own_error(runs, 
     with pytest.raises(RuntimeError, match="out of memory"), cache.batch(["a"], [4]):
         raise RuntimeError("out of memory")
     assert cache.size_bytes == 0
-    assert not runs.model.model.layers[FIRST]._forward_pre_hooks
+    assert not decoder_layers(runs.model)[1][FIRST]._forward_pre_hooks
 
 
 def test_the_default_limit_is_a_part_of_the_free_memory():

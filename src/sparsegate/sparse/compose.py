@@ -50,7 +50,7 @@ def as_elements(entry: DeltaEntry) -> DeltaEntry:
     index_type = torch.int32 if rows * columns < 2**31 else torch.int64
     places = torch.arange(rows * columns, dtype=index_type, device=entry.ids.device).view(rows, columns)
     ids, order = SparseSupport(entry.kind, entry.ids, places).originals.flatten().sort()
-    return DeltaEntry("element", entry.shape, ids, entry.old.flatten()[order], entry.new.flatten()[order])
+    return replace(entry, kind="element", ids=ids, old=entry.old.flatten()[order], new=entry.new.flatten()[order])
 
 
 def overlap(deltas: Sequence[Delta]) -> tuple[Overlap, ...]:

@@ -1,8 +1,8 @@
 """The delta file: what training changed, and nothing else, as safetensors.
 
-Metadata: ``format``, ``base_digest``, ``supports`` (JSON: parameter name to kind and shape) and ``manifest`` (JSON).
-Tensors for each parameter: ``NAME::ids``, ``NAME::old`` and ``NAME::new``. Because the old values are stored, applying
-is checked bit for bit against the model at hand, and reverting is exact.
+Metadata: ``format``, ``base_digest``, ``supports`` (JSON: parameter name to kind, shape and map) and ``manifest``
+(JSON). Tensors for each parameter: ``NAME::ids``, ``NAME::old`` and ``NAME::new``. Because the old values are stored,
+applying is checked bit for bit against the model at hand, and reverting is exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,20 +24,22 @@ from sparsegate.files import atomic_path
 from sparsegate.sparse.layers import sparse_layers
 from sparsegate.sparse.layouts import LAYOUTS
 from sparsegate.sparse.support import SparseSupport
+from sparsegate.sparse.targets import MapKind
 
 FORMAT = "sparsegate-delta-1"
 
 
 @dataclass(frozen=True)
 class DeltaEntry:
-    """The change of one weight of shape (out, in).
+    """The change of one weight, all of it in terms of the weight as stored.
 
     Args:
         kind: ``element``, ``column``, ``row`` or ``block``.
-        shape: Shape of the weight.
+        shape: Shape of the weight: (out, in), or (in, out) of a ``conv1d`` or ``embedding``.
         ids: Ascending indices of the chosen units, int32 or int64.
         old: Entries before training, in the layout's shape, dtype of the weight.
         new: Entries after training, same shape and dtype.
+        map_kind: What the weight is of: ``linear``, ``conv1d`` or ``embedding``; exports depend on it.
     """
 
     kind: SupportKind
@@ -45,6 +47,7 @@ class DeltaEntry:
     ids: Tensor
     old: Tensor
     new: Tensor
+    map_kind: MapKind = "linear"
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ def extract_delta(model: nn.Module, *, base_digest: str, manifest: Mapping[str, 
     entries: dict[str, DeltaEntry] = {}
     for name, layer in sparse_layers(model).items():
         support = layer.support
-        new = support.gather(layer.linear.weight)
+        new = support.gather(layer.weight)
         if not bool(torch.isfinite(new).all()):
             raise DeltaError(f"{name}.weight holds NaN or infinity after training; lower training.learning_rate")
         rows, columns = support.shape
-        entries[f"{name}.weight"] = DeltaEntry(support.kind, (rows, columns), support.ids, support.originals, new)
+        entries[f"{name}.weight"] = DeltaEntry(
+            support.kind, (rows, columns), support.ids, support.originals, new, layer.map_kind
+        )
     if not entries:
         raise DeltaError("the model has no sparse layers; train it first")
     return Delta(entries, base_digest, manifest)
@@ -91,7 +96,7 @@ def write_delta(delta: Delta, path: Path) -> None:
         "format": FORMAT,
         "base_digest": delta.base_digest,
         "supports": canonical_json(
-            {name: {"kind": e.kind, "shape": list(e.shape)} for name, e in delta.entries.items()}
+            {name: {"kind": e.kind, "shape": list(e.shape), "map": e.map_kind} for name, e in delta.entries.items()}
         ),
         "manifest": canonical_json(dict(delta.manifest)),
     }
@@ -116,7 +121,9 @@ def read_delta(path: Path) -> Delta:
             for name, support in {**json.loads(metadata["supports"])}.items():
                 ids, old, new = (file.get_tensor(f"{name}::{part}") for part in ("ids", "old", "new"))
                 rows, columns = support["shape"]
-                entries[name] = DeltaEntry(support["kind"], (rows, columns), ids, old, new)
+                # absent in deltas made when only linear maps could be trained
+                map_kind = support.get("map", "linear")
+                entries[name] = DeltaEntry(support["kind"], (rows, columns), ids, old, new, map_kind)
             manifest: dict[str, Any] = {**json.loads(metadata["manifest"])}
             base_digest = metadata["base_digest"]
     except FileNotFoundError:
@@ -133,6 +140,8 @@ def read_delta(path: Path) -> Delta:
 def _check_entry(name: str, entry: DeltaEntry) -> None:
     if entry.kind not in LAYOUTS:
         raise DeltaError(f"{name}: unknown support kind '{entry.kind}'")
+    if entry.map_kind not in get_args(MapKind):
+        raise DeltaError(f"{name}: unknown kind of map '{entry.map_kind}'")
     if entry.ids.dtype not in (torch.int32, torch.int64):
         raise DeltaError(f"{name}: ids must be whole numbers (int32 or int64), got {entry.ids.dtype}")
     layout = LAYOUTS[entry.kind]

@@ -24,6 +24,7 @@ from sparsegate.errors import DeltaError, UsageError
 from sparsegate.files import sha256_file, write_json
 from sparsegate.sparse.compose import as_elements
 from sparsegate.sparse.delta import Delta, DeltaEntry, apply_delta, revert_delta
+from sparsegate.sparse.targets import MapKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,12 +141,12 @@ def to_peft_shira(delta: Delta, output_dir: Path, *, base_source: str) -> None:
         base_source: Where PEFT finds the base model: a folder or a name on the hub.
 
     Raises:
-        DeltaError: If a weight is too small to have that many entries.
+        DeltaError: If a weight is too small to have that many entries, or is of no ``nn.Linear``.
         UsageError: If ``output_dir`` is in use or can't be written.
 
     Source: SHiRA, arXiv:2406.13175; the format is that of PEFT 0.21.
     """
-    entries = {_module_name(name): as_elements(entry) for name, entry in delta.entries.items()}
+    entries = {name: as_elements(entry) for name, entry in _by_module(delta, "SHiRA", ("linear",)).items()}
     rank = max(-(-len(entry.ids) // sum(entry.shape)) for entry in entries.values())
     tensors: dict[str, Tensor] = {}
     differences: dict[str, _Difference] = {}
@@ -181,22 +182,24 @@ def to_peft_lora(delta: Delta, output_dir: Path, *, base_source: str) -> None:
     their number and a scaling of 1. For rows, A is the change (r, in) and B puts it into its rows.
 
     Args:
-        delta: What to export; of linear maps only.
+        delta: What to export; of linear maps and Conv1D only.
         output_dir: Folder to make; it appears whole or not at all.
         base_source: Where PEFT finds the base model: a folder or a name on the hub.
 
     Raises:
-        DeltaError: If a support is of another kind.
+        DeltaError: If a support is of another kind, or a weight is of an embedding.
         UsageError: If ``output_dir`` is in use or can't be written.
 
     Source: LoRA, arXiv:2106.09685; the format is that of PEFT 0.21.
     """
-    entries = {_module_name(name): entry for name, entry in delta.entries.items()}
+    entries = _by_module(delta, "LoRA", ("linear", "conv1d"))
     tensors: dict[str, Tensor] = {}
     differences: dict[str, _Difference] = {}
     for name, entry in entries.items():
         if entry.kind not in ("column", "row"):
-            raise DeltaError(f"{name} has a support of kind '{entry.kind}', which is no LoRA; export it to SHiRA")
+            raise DeltaError(
+                f"{name} has a support of kind '{entry.kind}', which is no LoRA; export it to SHiRA or merge it"
+            )
         difference = _difference(entry)
         differences[name] = difference
         rows, columns = entry.shape
@@ -204,6 +207,8 @@ def to_peft_lora(delta: Delta, output_dir: Path, *, base_source: str) -> None:
             a, b = F.one_hot(entry.ids.long(), columns).float(), difference.change
         else:
             a, b = difference.change, F.one_hot(entry.ids.long(), rows).float().T
+        if entry.map_kind == "conv1d":  # PEFT transposes the product: B A is (out, in), the weight (in, out)
+            a, b = b.T, a.T
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = b
     ranks = {name: len(entry.ids) for name, entry in entries.items()}
@@ -222,10 +227,19 @@ def to_peft_lora(delta: Delta, output_dir: Path, *, base_source: str) -> None:
     _write_adapter(output_dir, delta, entries, differences, tensors, config, base_source)
 
 
-def _module_name(name: str) -> str:
-    if not name.endswith(".weight"):
-        raise DeltaError(f"{name} is no weight of a linear map; PEFT adapters change these only")
-    return name.removesuffix(".weight")
+def _by_module(delta: Delta, method: str, map_kinds: tuple[MapKind, ...]) -> dict[str, DeltaEntry]:
+    """Return the delta's entries by the names of their modules.
+
+    Raises:
+        DeltaError: If PEFT's method can't change one of them.
+    """
+    for name, entry in delta.entries.items():
+        if not name.endswith(".weight") or entry.map_kind not in map_kinds:
+            raise DeltaError(
+                f"PEFT's {method} takes weights of {' and '.join(map_kinds)} maps, {name} is of kind "
+                f"'{entry.map_kind}'; export merged weights"
+            )
+    return {name.removesuffix(".weight"): entry for name, entry in delta.entries.items()}
 
 
 def _write_adapter(
@@ -241,7 +255,7 @@ def _write_adapter(
         "base_model_name_or_path": base_source,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(entry.map_kind == "conv1d" for entry in entries.values()),
         "target_modules": sorted(entries),
     }
     with _new_folder(output_dir) as folder:
@@ -258,7 +272,10 @@ def _write_adapter(
             "base_digest": delta.base_digest,
             "manifest": canonical_json(dict(delta.manifest)),
             "supports": canonical_json(
-                {name: {"kind": entry.kind, "units": len(entry.ids)} for name, entry in entries.items()}
+                {
+                    name: {"kind": entry.kind, "units": len(entry.ids), "map": entry.map_kind}
+                    for name, entry in entries.items()
+                }
             ),
         }
         save_file(exact, folder / EXACT_FILE, metadata=metadata)

@@ -1,8 +1,9 @@
 """The shapes a support can have: single entries, columns, rows, or square blocks of a weight.
 
-Each layout says how many units a weight of shape (out, in) has, how entries of chosen units are read and written, and
-how their gradient is made from an input ``x`` (tokens, in) and an output gradient ``dy`` (tokens, out) without the
-dense ``dy^T x`` where that can be avoided.
+Each layout says how many units a weight has, how entries of chosen units are read and written, and how their gradient
+is made without the dense one where that can be avoided. The dense gradient of a weight of shape (m, n) is ``a^T b``,
+with ``a`` (tokens, m) and ``b`` (tokens, n): for a weight stored as (out, in), ``a`` is the output gradient and ``b``
+the input; for one stored as (in, out), as GPT-2's are, ``a`` is the input and ``b`` the output gradient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sparsegate.contracts import SupportKind
 from sparsegate.errors import UsageError
+from sparsegate.sparse.sampled import element_gradient
 
 BLOCK = 32
 """Side of a block, in entries."""
@@ -23,11 +25,11 @@ class Layout(Protocol):
     """One shape of support; ``ids`` are the ascending indices of the chosen units."""
 
     def num_units(self, shape: tuple[int, int]) -> int:
-        """Return the number of units of a weight of shape (out, in)."""
+        """Return the number of units of a weight of shape (m, n)."""
         ...
 
     def unit_scores(self, scores: Tensor) -> Tensor:
-        """Sum entry scores, shape (out, in), over each unit; shape (units)."""
+        """Sum entry scores, shape (m, n), over each unit; shape (units)."""
         ...
 
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
@@ -42,17 +44,21 @@ class Layout(Protocol):
         """Write the chosen units' entries into the weight, in place."""
         ...
 
-    def keep(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Return what of the input, shape (..., in), the gradient needs."""
+    def narrow_a(self, a: Tensor, ids: Tensor) -> Tensor:
+        """Return what the gradient needs of ``a``, shape (..., m)."""
         ...
 
-    def gradient(self, dy: Tensor, kept: Tensor, ids: Tensor) -> Tensor:
-        """Return the gradient of the entries from ``dy``, shape (tokens, out), and ``kept``, shape (tokens, ...)."""
+    def narrow_b(self, b: Tensor, ids: Tensor) -> Tensor:
+        """Return what the gradient needs of ``b``, shape (..., n)."""
+        ...
+
+    def gradient(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        """Return the gradient of the entries from the narrowed ``a`` and ``b``, shapes (tokens, ...)."""
         ...
 
 
 class ElementLayout:
-    """Single entries; units are flat indices. The gradient is dense, then gathered, and freed at once."""
+    """Single entries; units are flat indices."""
 
     def num_units(self, shape: tuple[int, int]) -> int:
         return shape[0] * shape[1]
@@ -69,15 +75,18 @@ class ElementLayout:
     def scatter(self, weight: Tensor, ids: Tensor, entries: Tensor) -> None:
         weight.view(-1).index_copy_(0, ids.long(), entries)
 
-    def keep(self, x: Tensor, ids: Tensor) -> Tensor:
-        return x
+    def narrow_a(self, a: Tensor, ids: Tensor) -> Tensor:
+        return a
 
-    def gradient(self, dy: Tensor, kept: Tensor, ids: Tensor) -> Tensor:
-        return (dy.T @ kept).flatten().index_select(0, ids)
+    def narrow_b(self, b: Tensor, ids: Tensor) -> Tensor:
+        return b
+
+    def gradient(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return element_gradient(a, b, ids)
 
 
 class ColumnLayout:
-    """Whole input columns: ``dy^T x[:, C]``, and only ``x[:, C]`` is kept."""
+    """Whole columns: ``a^T b[:, C]``."""
 
     def num_units(self, shape: tuple[int, int]) -> int:
         return shape[1]
@@ -94,15 +103,18 @@ class ColumnLayout:
     def scatter(self, weight: Tensor, ids: Tensor, entries: Tensor) -> None:
         weight.index_copy_(1, ids.long(), entries)
 
-    def keep(self, x: Tensor, ids: Tensor) -> Tensor:
-        return x.index_select(-1, ids)
+    def narrow_a(self, a: Tensor, ids: Tensor) -> Tensor:
+        return a
 
-    def gradient(self, dy: Tensor, kept: Tensor, ids: Tensor) -> Tensor:
-        return dy.T @ kept
+    def narrow_b(self, b: Tensor, ids: Tensor) -> Tensor:
+        return b.index_select(-1, ids)
+
+    def gradient(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return a.T @ b
 
 
 class RowLayout:
-    """Whole output rows: ``dy[:, R]^T x``."""
+    """Whole rows: ``a[:, R]^T b``."""
 
     def num_units(self, shape: tuple[int, int]) -> int:
         return shape[0]
@@ -119,11 +131,14 @@ class RowLayout:
     def scatter(self, weight: Tensor, ids: Tensor, entries: Tensor) -> None:
         weight.index_copy_(0, ids.long(), entries)
 
-    def keep(self, x: Tensor, ids: Tensor) -> Tensor:
-        return x
+    def narrow_a(self, a: Tensor, ids: Tensor) -> Tensor:
+        return a.index_select(-1, ids)
 
-    def gradient(self, dy: Tensor, kept: Tensor, ids: Tensor) -> Tensor:
-        return dy.index_select(1, ids).T @ kept
+    def narrow_b(self, b: Tensor, ids: Tensor) -> Tensor:
+        return b
+
+    def gradient(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        return a.T @ b
 
 
 class BlockLayout:
@@ -150,14 +165,17 @@ class BlockLayout:
         rows, columns = _block_places(weight.shape[1], ids)
         _blocks(weight)[rows, columns] = entries
 
-    def keep(self, x: Tensor, ids: Tensor) -> Tensor:
-        return x
+    def narrow_a(self, a: Tensor, ids: Tensor) -> Tensor:
+        return a
 
-    def gradient(self, dy: Tensor, kept: Tensor, ids: Tensor) -> Tensor:
-        rows, columns = _block_places(kept.shape[1], ids)
-        dy_slices = dy.view(len(dy), -1, BLOCK)[:, rows].transpose(0, 1)
-        x_slices = kept.view(len(kept), -1, BLOCK)[:, columns].transpose(0, 1)
-        return torch.bmm(dy_slices.transpose(1, 2), x_slices)
+    def narrow_b(self, b: Tensor, ids: Tensor) -> Tensor:
+        return b
+
+    def gradient(self, a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+        rows, columns = _block_places(b.shape[1], ids)
+        a_slices = a.reshape(len(a), -1, BLOCK)[:, rows].transpose(0, 1)
+        b_slices = b.reshape(len(b), -1, BLOCK)[:, columns].transpose(0, 1)
+        return torch.bmm(a_slices.transpose(1, 2), b_slices)
 
 
 def _blocks(weight: Tensor) -> Tensor:
@@ -178,3 +196,26 @@ LAYOUTS: dict[SupportKind, Layout] = {
     "row": RowLayout(),
     "block": BlockLayout(),
 }
+
+_TRANSPOSED: dict[SupportKind, SupportKind] = {"element": "element", "column": "row", "row": "column", "block": "block"}
+
+
+def transpose_support(kind: SupportKind, ids: Tensor, shape: tuple[int, int]) -> tuple[SupportKind, Tensor]:
+    """Return the kind and the ids of the same support in the transposed weight.
+
+    Args:
+        kind: Shape of the support.
+        ids: Ascending indices of the chosen units.
+        shape: Shape of the weight, before it is transposed.
+
+    Example:
+        >>> transpose_support("element", torch.tensor([1, 3]), (2, 3))
+        ('element', tensor([1, 2]))
+        >>> transpose_support("column", torch.tensor([0, 2]), (2, 3))
+        ('row', tensor([0, 2]))
+    """
+    if kind in ("element", "block"):
+        side = BLOCK if kind == "block" else 1
+        rows, columns = shape[0] // side, shape[1] // side
+        ids = (ids % columns * rows + ids // columns).sort().values
+    return _TRANSPOSED[kind], ids

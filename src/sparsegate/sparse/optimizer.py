@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sparsegate.sparse.layers import SparseLinear, sparse_layers
+from sparsegate.sparse.layers import SparseLayer, sparse_layers
 
 
 def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: floa
     return optimizer
 
 
-def _commit(layers: list[SparseLinear], *_: Any) -> None:
+def _commit(layers: list[SparseLayer], *_: Any) -> None:
     for layer in layers:
         layer.commit()
 

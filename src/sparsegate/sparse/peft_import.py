@@ -47,12 +47,16 @@ def from_peft(adapter: Path, base: nn.Module, *, base_digest: str) -> Delta:
             )
         prefix = f"{PEFT_PREFIX}{name}."
         parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        # absent in adapters made when only linear maps could be trained
+        map_kind = support.get("map", "linear")
+        if map_kind == "conv1d":
+            parts = {"lora_A.weight": parts["lora_B.weight"].T, "lora_B.weight": parts["lora_A.weight"].T}
         ids, change = _ids_and_change(parts, support["kind"], support["units"], weight.shape[1])
         old = SparseSupport(support["kind"], ids, weight.detach().cpu()).originals
-        new = add_change(old, change)
+        new = add_change(old, change).contiguous()
         new.view(-1)[missed] = values
         rows, columns = weight.shape
-        entries[f"{name}.weight"] = DeltaEntry(support["kind"], (rows, columns), ids, old, new)
+        entries[f"{name}.weight"] = DeltaEntry(support["kind"], (rows, columns), ids, old, new, map_kind)
     return Delta(entries, base_digest, json.loads(metadata["manifest"]))
 
 

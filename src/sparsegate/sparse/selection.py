@@ -2,6 +2,10 @@
 
 Gradients are taken one weight at a time: each is added to its statistics and freed as soon as back-propagation has made
 it. Only the statistics that a selector needs are kept; those of :data:`FLOW` cost no weight gradient at all.
+
+Scores and units are those of the map, as (out, in); weights that are stored as (in, out) are turned for it, and the
+chosen support is turned back. Of an embedding the inputs are the tokens of the vocabulary, so ``input_sq`` counts them.
+With a tied head, gradients of the weight hold both its uses, and the statistics of :data:`FLOW` the look-up only.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind
 from sparsegate.errors import DataError, UsageError
 from sparsegate.sparse.layers import install
+from sparsegate.sparse.layouts import transpose_support
 from sparsegate.sparse.selectors.combine import PrefilterSelector
 from sparsegate.sparse.selectors.units import unit_scores
 from sparsegate.sparse.support import SparseSupport, choose_ids
@@ -51,15 +56,15 @@ def calibrate(
         DataError: If there is no batch, or a loss is not finite.
     """
     sums: dict[str, dict[str, Tensor]] = {
-        target.name: {need: _zeros(need, target.linear.weight) for need in needs} for target in targets
+        target.name: {need: _zeros(need, target.matrix) for need in needs} for target in targets
     }
     handles: list[RemovableHandle] = []
     for target in targets:
         weight = target.linear.weight
         if needs - FLOW:
             weight.requires_grad_(True)
-            hook = partial(_add_gradient, sums[target.name])
-            handles.append(weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            hook = partial(_add_gradient, sums[target.name], target.is_transposed)
+            handles.append(weight.register_post_accumulate_grad_hook(hook))
         if needs & FLOW:
             handles.append(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
     try:
@@ -80,8 +85,8 @@ def calibrate(
     return sums
 
 
-def _zeros(need: Statistic, weight: Tensor) -> Tensor:
-    rows, columns = weight.shape
+def _zeros(need: Statistic, matrix: Tensor) -> Tensor:
+    rows, columns = matrix.shape
     shapes: dict[Statistic, tuple[int, ...]] = {
         "grad_sum": (rows, columns),
         "grad_sq_sum": (rows, columns),
@@ -90,12 +95,12 @@ def _zeros(need: Statistic, weight: Tensor) -> Tensor:
         "output_grad_sq": (rows,),
         "input_sq": (columns,),
     }
-    return torch.zeros(shapes[need], dtype=torch.float32, device=weight.device)
+    return torch.zeros(shapes[need], dtype=torch.float32, device=matrix.device)
 
 
-def _add_gradient(sums: Mapping[str, Tensor], weight: Tensor) -> None:
+def _add_gradient(sums: Mapping[str, Tensor], is_transposed: bool, weight: Tensor) -> None:
     assert weight.grad is not None
-    gradient = weight.grad.float()
+    gradient = (weight.grad.T if is_transposed else weight.grad).float()
     if "grad_sum" in sums:
         sums["grad_sum"].add_(gradient)
     if "grad_sq_sum" in sums:
@@ -107,9 +112,12 @@ def _add_gradient(sums: Mapping[str, Tensor], weight: Tensor) -> None:
     weight.grad = None
 
 
-def _watch(sums: Mapping[str, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _watch(sums: Mapping[str, Tensor], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook: add the inputs, and see to it that the outputs' gradients will be added."""
-    _add_squares("input_sq", sums, inputs[0])
+    if not isinstance(module, nn.Embedding):
+        _add_squares("input_sq", sums, inputs[0])
+    elif "input_sq" in sums:  # one-hot vectors
+        sums["input_sq"].add_(torch.bincount(inputs[0].flatten(), minlength=module.num_embeddings))
     if not output.requires_grad:  # the first maps, below which nothing needs a gradient
         output.requires_grad_(True)
     output.register_hook(partial(_add_squares, "output_grad_sq", sums))  # type: ignore[no-untyped-call]
@@ -137,7 +145,7 @@ def select(
         targets: Weights to train.
         selector: Gives the scores.
         statistics: What :func:`calibrate` returned; empty for selectors that need none.
-        kind: Shape of the supports.
+        kind: Shape of the supports, in terms of (out, in); of an embedding and of a head whole tokens are chosen.
         density: Share of each weight's entries to train.
         seed: Seed for selectors that draw.
 
@@ -150,12 +158,21 @@ def select(
         )
     generator = torch.Generator().manual_seed(seed)
     for target in targets:
-        weight = target.linear.weight
         stats = CalibrationStats(**statistics.get(target.name, {}), generator=generator)
-        install(model, target, SparseSupport(kind, _choose(selector, weight, stats, kind, density), weight))
+        scores = unit_scores(selector, target.matrix, stats, target.units or kind)
+        install(model, target, make_support(target, kind, choose_ids(scores, density)))
 
 
-def _choose(
-    selector: MaskSelector, weight: Tensor, stats: CalibrationStats, kind: SupportKind, density: float
-) -> Tensor:
-    return choose_ids(unit_scores(selector, weight, stats, kind), density)
+def make_support(target: Target, kind: SupportKind, ids: Tensor) -> SparseSupport:
+    """Return the support of a target's weight, as stored, for units chosen of its map.
+
+    Args:
+        target: The map.
+        kind: Shape of the support, in terms of (out, in), unless the target has units of its own.
+        ids: Ascending indices of the chosen units, in terms of (out, in).
+    """
+    kind = target.units or kind
+    if target.is_transposed:
+        rows, columns = target.matrix.shape
+        kind, ids = transpose_support(kind, ids, (rows, columns))
+    return SparseSupport(kind, ids, target.linear.weight)

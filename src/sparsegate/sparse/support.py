@@ -48,7 +48,7 @@ def choose_ids(unit_scores: Tensor, density: float) -> Tensor:
 
 
 class SparseSupport(nn.Module):
-    """The trained entries of one weight of shape (out, in).
+    """The trained entries of one weight, in terms of the weight as it is stored.
 
     Args:
         kind: ``element``, ``column``, ``row`` or ``block``.

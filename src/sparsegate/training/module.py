@@ -18,11 +18,12 @@ from sparsegate.errors import UsageError
 from sparsegate.sparse.delta import Delta, extract_delta
 from sparsegate.sparse.layers import install, sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
+from sparsegate.sparse.sampled import measured_choices, recall_choices
 from sparsegate.sparse.selection import calibrate, select
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
-from sparsegate.sparse.targets import decoder_layers, find_targets, num_frozen_layers
+from sparsegate.sparse.targets import Target, decoder_layers, find_targets, num_frozen_layers
 from sparsegate.training.loss import supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
 
@@ -40,9 +41,10 @@ class SparseFineTuner(L.LightningModule):
     Args:
         model: A decoder-only model of transformers, on the CPU or on the device of training.
         selector: Name of the selector that scores entries.
-        support: Shape of the trained set: ``column`` or ``element``.
+        support: Shape of the trained set: ``column``, ``row``, ``block`` or ``element``.
         density: Share of the entries of each trained weight to update, in (0, 1].
         frozen_depth: Share of the layers, from the bottom, that stays frozen, in [0, 1).
+        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0.
         cache_prefix: Keep the outputs of the frozen layers across epochs.
         learning_rate: Peak learning rate; None chooses one by density and depth.
         warmup_fraction: Share of the steps over which the learning rate rises.
@@ -62,6 +64,7 @@ class SparseFineTuner(L.LightningModule):
         support: SupportKind = "column",
         density: float = 0.1,
         frozen_depth: float = 0.667,
+        train_embeddings: bool = False,
         cache_prefix: bool = True,
         learning_rate: float | None = None,
         warmup_fraction: float = 0.1,
@@ -74,6 +77,10 @@ class SparseFineTuner(L.LightningModule):
             raise UsageError(f"density must be in (0, 1], got {density:g}")
         if not 0 <= frozen_depth < 1:
             raise UsageError(f"frozen_depth must be in [0, 1), got {frozen_depth:g}")
+        if train_embeddings and frozen_depth > 0:
+            raise UsageError(
+                f"train_embeddings needs frozen_depth 0, got {frozen_depth:g}: gradients must reach the embedding"
+            )
         if sparse_layers(model):
             raise UsageError("the model has sparse layers already; call finish() on the tuner that put them there")
         self.model = model.requires_grad_(False)
@@ -83,6 +90,7 @@ class SparseFineTuner(L.LightningModule):
         self._selector = make_selector(selector)
         self._support: SupportKind = support
         self._density = density
+        self._train_embeddings = train_embeddings
         self._first_layer = num_frozen_layers(model, frozen_depth)
         self._warmup_fraction = warmup_fraction
         self._weight_decay = weight_decay
@@ -101,9 +109,10 @@ class SparseFineTuner(L.LightningModule):
             batches: Training batches; the first ``calibration_batches`` are used.
         """
         started = time.perf_counter()
-        targets = find_targets(self.model, first_layer=self._first_layer)
+        targets = self._find_targets()
         statistics: dict[str, dict[str, Tensor]] = {}
-        needs = statistics_needed(self._selector, self._support)
+        kinds = {target.units or self._support for target in targets}
+        needs = frozenset().union(*(statistics_needed(self._selector, kind) for kind in kinds))
         if needs:
             statistics = calibrate(
                 targets,
@@ -123,6 +132,9 @@ class SparseFineTuner(L.LightningModule):
             self._selector.name,
             self.selection_seconds,
         )
+
+    def _find_targets(self) -> list[Target]:
+        return find_targets(self.model, first_layer=self._first_layer, embeddings=self._train_embeddings)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -192,6 +204,7 @@ class SparseFineTuner(L.LightningModule):
             for part in ("ids", "originals", "values")
         }
         checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
+        checkpoint["element_gradients"] = measured_choices()
         checkpoint["rng_state"] = torch.get_rng_state()
         loader = self.trainer.train_dataloader
         checkpoint["train_loader"] = loader.state_dict() if isinstance(loader, BatchLoader) else None
@@ -200,9 +213,9 @@ class SparseFineTuner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state, kinds = checkpoint["state_dict"], checkpoint["sparse_layers"]
         for layer in sparse_layers(self.model).values():
-            layer.support.revert(layer.linear.weight)
+            layer.support.revert(layer.weight)
         uninstall(self.model)
-        targets = {target.name: target for target in find_targets(self.model, first_layer=self._first_layer)}
+        targets = {target.name: target for target in self._find_targets()}
         if targets.keys() != kinds.keys():
             raise UsageError(
                 "the checkpoint trains other layers than this configuration; use the configuration it was made with"
@@ -215,6 +228,7 @@ class SparseFineTuner(L.LightningModule):
                 raise UsageError("the checkpoint was made with another base model; load the one it was made with")
             support.values.data.copy_(parts["values"])
             install(self.model, targets[name], support).commit()
+        recall_choices(checkpoint["element_gradients"])
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         self._loader_state = checkpoint["train_loader"]
         if checkpoint["prefix_cache_bytes"] is not None:

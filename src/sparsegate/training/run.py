@@ -75,6 +75,7 @@ def train(
         support=config.support,
         density=config.density,
         frozen_depth=config.frozen_depth,
+        train_embeddings=config.train_embeddings,
         cache_prefix=config.cache_prefix,
         learning_rate=config.learning_rate,
         warmup_fraction=config.warmup_fraction,

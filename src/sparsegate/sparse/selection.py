@@ -6,7 +6,8 @@ it. Only the statistics that a selector needs are kept; those of :data:`FLOW` co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -61,11 +62,13 @@ def calibrate(
             hook = partial(_add_gradient, sums[target.name])
             handles.append(weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         if needs & FLOW:
-            handles.append(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
+            handles.append(target.linear.register_forward_hook(_ask_for_gradient))
+    watched = targets if needs & FLOW else []
     try:
         count = 0
         for count, batch in enumerate(batches, start=1):
-            value = loss(batch)
+            with _watching(watched, sums):  # not in the backward pass, where checkpointed layers run again
+                value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise DataError(f"calibration batch {count} has a loss of {value.item()}; check its samples")
             value.backward()  # type: ignore[no-untyped-call]
@@ -107,11 +110,22 @@ def _add_gradient(sums: Mapping[str, Tensor], weight: Tensor) -> None:
     weight.grad = None
 
 
+@contextmanager
+def _watching(targets: list[Target], sums: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
+        yield
+
+
+def _ask_for_gradient(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    if not output.requires_grad:  # the first maps, below which nothing needs a gradient
+        output.requires_grad_(True)
+
+
 def _watch(sums: Mapping[str, Tensor], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook: add the inputs, and see to it that the outputs' gradients will be added."""
     _add_squares("input_sq", sums, inputs[0])
-    if not output.requires_grad:  # the first maps, below which nothing needs a gradient
-        output.requires_grad_(True)
     output.register_hook(partial(_add_squares, "output_grad_sq", sums))  # type: ignore[no-untyped-call]
 
 

@@ -43,7 +43,9 @@ def supervised_loss(model: PreTrainedModel, batch: Batch, *, max_logit_rows: int
     hidden, head = split_at_head(*inputs)
     parts = [
         checkpoint(_head_nats, head, rows, row_targets, use_reentrant=False)
-        for rows, row_targets in zip(hidden.split(max_logit_rows), targets.split(max_logit_rows), strict=True)
+        for rows, row_targets in zip(
+            torch.split(hidden, max_logit_rows), torch.split(targets, max_logit_rows), strict=True
+        )
     ]
     return torch.stack(parts).sum() / len(targets)
 

@@ -80,6 +80,7 @@ def train(
         warmup_fraction=config.warmup_fraction,
         weight_decay=config.weight_decay,
         calibration_batches=config.calibration_batches,
+        checkpoint_activations=config.checkpoint_activations,
         seed=config.seed,
     )
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)

@@ -127,9 +127,13 @@ class TrainingConfig:
         accumulate_batches: Batches for one optimizer step.
         gradient_clip: Largest gradient norm over the trained entries.
         calibration_batches: Batches used to choose the entries.
-        precision: Lightning precision, such as ``32-true`` or ``bf16-mixed``.
+        checkpoint_activations: Run layers again in the backward pass in place of keeping what they computed: less
+            memory, more time.
+        precision: ``32-true``; ``bf16-mixed`` and ``16-mixed`` (GPUs only) compute in half precision; ``bf16-true``
+            turns the weights to bf16 too. What is trained stays fp32 in all of them.
         accelerator: Lightning accelerator.
         devices: Devices to use.
+        strategy: Lightning strategy where there are several devices: ``auto`` or ``ddp``.
         checkpoint_every_steps: Steps between checkpoints from which a killed run resumes.
         seed: Seed of selection, order and everything else that is random.
     """
@@ -149,9 +153,11 @@ class TrainingConfig:
     accumulate_batches: int = 1
     gradient_clip: float = 1.0
     calibration_batches: int = 4
-    precision: str = "32-true"
+    checkpoint_activations: bool = False
+    precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
     checkpoint_every_steps: int = 50
     seed: int = 0
 

@@ -174,6 +174,20 @@ def test_an_unknown_selector_is_suggested_before_anything_runs(refused, project)
     assert refused().startswith("unknown selector 'fischer'; did you mean 'fisher'? choices: ")
 
 
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"devices": 2}, "training.devices must be 1, got 2"),
+        ({"precision": "bf16-true"}, "use bf16-mixed"),
+        ({"precision": "bf16-mix"}, "did you mean 'bf16-mixed'?"),
+        ({"strategy": "dpp"}, "did you mean 'ddp'?"),
+    ],
+)
+def test_training_that_the_rest_of_the_path_cannot_follow_is_refused(refused, project, training, message):
+    write_config(project, training=training)
+    assert message in refused()
+
+
 def test_an_unknown_policy_is_suggested(refused, project):
     write_config(project, policy="standart")
     assert "'standart'; did you mean 'standard'? choices: standard, strict" in refused()

@@ -44,6 +44,32 @@ def test_each_sample_comes_once_in_each_pass_and_the_length_is_true(count, batch
         assert sorted(chain(*batches)) == sorted(sample.id for sample in SAMPLES[:count])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 30),
+    batch_size=st.integers(1, 9),
+    num_ranks=st.integers(1, 4),
+    seed=st.none() | st.integers(0, 99),
+)
+def test_ranks_share_each_pass_without_loss_or_doubles_in_equally_many_batches(count, batch_size, num_ranks, seed):
+    loaders = [
+        BatchLoader(SAMPLES[:count], batch_size=batch_size, pad_id=0, seed=seed, rank=rank, num_ranks=num_ranks)
+        for rank in range(num_ranks)
+    ]
+    parts = []
+    for _ in range(2):
+        passes = [list(loader) for loader in loaders]
+        assert len({len(batches) for batches in passes} | {len(loader) for loader in loaders}) == 1
+        supervised = [
+            [sample_id for batch in batches if (batch["labels"] != IGNORED).any() for sample_id in batch["ids"]]
+            for batches in passes
+        ]
+        assert sorted(chain(*supervised)) == sorted(sample.id for sample in SAMPLES[:count])
+        assert all((batch["labels"] != IGNORED).any() for batch in passes[0])  # the first rank never runs out
+        parts.append([set(ids) for ids in supervised])
+    assert parts[0] == parts[1]
+
+
 def test_passes_differ_and_the_same_seed_repeats_them():
     first, second, other = _loader(seed=1), _loader(seed=1), _loader(seed=2)
     passes = [_ids(first) for _ in range(3)]

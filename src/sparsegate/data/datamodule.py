@@ -56,12 +56,27 @@ class BatchLoader:
         batch_size: Samples in a batch.
         pad_id: Token id used for padding.
         seed: Seed of the order; None keeps the samples sorted by length and does not shuffle.
+        rank: Which part of the samples to give. It stays the same from pass to pass, so that what a rank keeps about
+            its samples stays useful.
+        num_ranks: Into how many parts the samples are dealt. All parts give equally many batches: one that runs out
+            ends with a batch without supervised tokens.
     """
 
-    def __init__(self, samples: Sequence[EncodedSample], *, batch_size: int, pad_id: int, seed: int | None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[EncodedSample],
+        *,
+        batch_size: int,
+        pad_id: int,
+        seed: int | None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         if len({sample.id for sample in samples}) != len(samples):
             raise DataError("sample ids must be unique")
-        self._samples = samples
+        self._samples = samples[rank::num_ranks]
+        self._stand_in = samples[:1]
+        self._num_batches = -(-len(samples[::num_ranks]) // batch_size)
         self._batch_size = batch_size
         self._pad_id = pad_id
         self._seed = seed
@@ -70,7 +85,7 @@ class BatchLoader:
         self._resume_at = 0
 
     def __len__(self) -> int:
-        return -(-len(self._samples) // self._batch_size)
+        return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order(self._epoch)
@@ -79,15 +94,27 @@ class BatchLoader:
             # before the batch is handed out: who counts the batches does not come back after the last one
             is_last = position + 1 == len(order)
             self._epoch, self._position = (self._epoch + 1, 0) if is_last else (self._epoch, position + 1)
-            yield collate([self._samples[index] for index in order[position]], pad_id=self._pad_id)
+            yield self._batch(order[position])
 
     def first_pass(self) -> Iterator[Batch]:
         """Yield the batches of the first pass that have been handed out, without moving the place in the order."""
         order = self._order(0)
         for indices in order if self._epoch else order[: self._position]:
-            yield collate([self._samples[index] for index in indices], pad_id=self._pad_id)
+            yield self._batch(indices)
+
+    def _batch(self, indices: list[int]) -> Batch:
+        if indices:
+            return collate([self._samples[index] for index in indices], pad_id=self._pad_id)
+        batch = collate(self._stand_in, pad_id=self._pad_id)
+        batch["labels"].fill_(IGNORED)
+        return batch
 
     def _order(self, epoch: int) -> list[list[int]]:
+        """Return the indices of the samples of each batch."""
+        order = self._own_order(epoch)
+        return order + [[]] * (self._num_batches - len(order))
+
+    def _own_order(self, epoch: int) -> list[list[int]]:
         lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in self._samples]
         size = self._batch_size
         if self._seed is None:
@@ -134,16 +161,25 @@ class SampleDataModule(L.LightningDataModule):
             raise DataError("the training set is empty")
         if shared := {sample.id for sample in train} & {sample.id for sample in validation}:
             raise DataError(f"sample id '{min(shared)}' stands in both training and validation; ids must be unique")
-        self._train = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
-        self._calibration = BatchLoader(train, batch_size=batch_size, pad_id=pad_id, seed=seed)
-        self._validation = BatchLoader(validation, batch_size=batch_size, pad_id=pad_id, seed=None)
+        self._train, self._validation = train, validation
+        self._batch_size, self._pad_id, self._seed = batch_size, pad_id, seed
+        self._calibration = self._loader(train, seed=seed)
 
     def train_dataloader(self) -> Any:
-        return self._train
+        return self._loader(self._train, seed=self._seed, **self._place())
 
     def calibration_batches(self) -> BatchLoader:
-        """Return training batches whose use does not move the training order."""
+        """Return training batches whose use does not move the training order; the same on all ranks."""
         return self._calibration
 
     def val_dataloader(self) -> Any:
-        return self._validation if len(self._validation) else []
+        return self._loader(self._validation, seed=None, **self._place()) if self._validation else []
+
+    def _place(self) -> dict[str, int]:
+        """Return this process's place among those that train together."""
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "num_ranks": self.trainer.world_size}
+
+    def _loader(self, samples: Sequence[EncodedSample], *, seed: int | None, **place: int) -> BatchLoader:
+        return BatchLoader(samples, batch_size=self._batch_size, pad_id=self._pad_id, seed=seed, **place)

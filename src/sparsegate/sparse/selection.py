@@ -10,7 +10,8 @@ With a tied head, gradients of the weight hold both its uses, and the statistics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -66,11 +67,13 @@ def calibrate(
             hook = partial(_add_gradient, sums[target.name], target.is_transposed)
             handles.append(weight.register_post_accumulate_grad_hook(hook))
         if needs & FLOW:
-            handles.append(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
+            handles.append(target.linear.register_forward_hook(_ask_for_gradient))
+    watched = targets if needs & FLOW else []
     try:
         count = 0
         for count, batch in enumerate(batches, start=1):
-            value = loss(batch)
+            with _watching(watched, sums):  # not in the backward pass, where checkpointed layers run again
+                value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise DataError(f"calibration batch {count} has a loss of {value.item()}; check its samples")
             value.backward()  # type: ignore[no-untyped-call]
@@ -112,14 +115,25 @@ def _add_gradient(sums: Mapping[str, Tensor], is_transposed: bool, weight: Tenso
     weight.grad = None
 
 
+@contextmanager
+def _watching(targets: list[Target], sums: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(target.linear.register_forward_hook(partial(_watch, sums[target.name])))
+        yield
+
+
+def _ask_for_gradient(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    if not output.requires_grad:  # the first maps, below which nothing needs a gradient
+        output.requires_grad_(True)
+
+
 def _watch(sums: Mapping[str, Tensor], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Forward hook: add the inputs, and see to it that the outputs' gradients will be added."""
     if not isinstance(module, nn.Embedding):
         _add_squares("input_sq", sums, inputs[0])
     elif "input_sq" in sums:  # one-hot vectors
         sums["input_sq"].add_(torch.bincount(inputs[0].flatten(), minlength=module.num_embeddings))
-    if not output.requires_grad:  # the first maps, below which nothing needs a gradient
-        output.requires_grad_(True)
     output.register_hook(partial(_add_squares, "output_grad_sq", sums))  # type: ignore[no-untyped-call]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,17 @@ class SparseSupport(nn.Module):
         self.register_buffer("originals", self.gather(weight).clone())
         # fp32: bf16 drops updates below |w| * 2**-8
         self.values = nn.Parameter(self.originals.to(torch.float32, copy=True))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to another device; values stay fp32 where the model is turned to another dtype."""
+        wide = (self.values, self.values.grad)
+
+        def keep_wide(tensor: Tensor) -> Tensor:
+            is_wide = any(tensor is one for one in wide)
+            return tensor.to(fn(tensor).device) if is_wide else fn(tensor)
+
+        super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def gather(self, weight: Tensor) -> Tensor:
         """Return a copy of the supported entries of a weight, in the layout's shape."""

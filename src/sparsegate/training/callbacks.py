@@ -47,7 +47,7 @@ class CostMeter(Callback):
     """Measures the time, the tokens and the peak memory of fitting.
 
     A resumed run adds to what the killed one had measured.
-    ``tokens`` counts real tokens, padding excluded; ``seconds`` includes validation and checkpoints.
+    ``tokens`` counts real tokens of all ranks, padding excluded; ``seconds`` includes validation and checkpoints.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class CostMeter(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure()
+        self.tokens = int(trainer.strategy.reduce(torch.tensor(self.tokens, device=self._device), reduce_op="sum"))
 
     def _measure(self) -> None:
         now = time.perf_counter()
@@ -114,7 +115,7 @@ class ProgressLog(Callback):
     ) -> None:
         total, step = int(trainer.estimated_stepping_batches), trainer.global_step
         is_new, self._last_step = step > self._last_step, step  # several batches may make one step
-        if is_new and (step % max(1, total // 10) == 0 or step == total):
+        if is_new and trainer.is_global_zero and (step % max(1, total // 10) == 0 or step == total):
             loss = float(trainer.callback_metrics["train_loss_nats"])
             _LOG.info("step %d of %d, training loss %.3f nats", step, total, loss)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from sparsegate.contracts import SupportKind
 from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule
@@ -24,8 +26,9 @@ from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
 from sparsegate.sparse.targets import Target, decoder_layers, find_targets, num_frozen_layers
-from sparsegate.training.loss import supervised_loss
+from sparsegate.training.loss import num_supervised, supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
+from sparsegate.training.token_mean import TokenMean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +53,8 @@ class SparseFineTuner(L.LightningModule):
         warmup_fraction: Share of the steps over which the learning rate rises.
         weight_decay: AdamW's weight decay on the trained entries.
         calibration_batches: Batches used to choose the entries.
+        checkpoint_activations: Keep only what enters each layer, and run it again in the backward pass: less memory,
+            more time, equal gradients.
         seed: Seed for selectors that draw.
 
     Raises:
@@ -70,6 +75,7 @@ class SparseFineTuner(L.LightningModule):
         warmup_fraction: float = 0.1,
         weight_decay: float = 0.0,
         calibration_batches: int = 4,
+        checkpoint_activations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,9 +87,15 @@ class SparseFineTuner(L.LightningModule):
             raise UsageError(
                 f"train_embeddings needs frozen_depth 0, got {frozen_depth:g}: gradients must reach the embedding"
             )
+        if checkpoint_activations and not model.supports_gradient_checkpointing:
+            raise UsageError(
+                f"{type(model).__name__} can't run its layers again; turn training.checkpoint_activations off"
+            )
         if sparse_layers(model):
             raise UsageError("the model has sparse layers already; call finish() on the tuner that put them there")
         self.model = model.requires_grad_(False)
+        if checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.learning_rate = learning_rate or default_learning_rate(density=density, frozen_depth=frozen_depth)
         self.selection_seconds = 0.0
         self.strict_loading = False  # a checkpoint holds the supports, not the base model
@@ -99,6 +111,8 @@ class SparseFineTuner(L.LightningModule):
         self._cache_prefix = cache_prefix and self._first_layer > 0
         self._prefix_cache: PrefixCache | None = None
         self._loader_state: dict[str, int] | None = None
+        self._token_mean = TokenMean()
+        self._batch_tokens = 0
 
     # --- selection ---
 
@@ -139,6 +153,8 @@ class SparseFineTuner(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._set_modes()
+            # before anything is chosen or resumed, so that originals are those of the weights at training's precision
+            self.trainer.precision_plugin.convert_module(self.model)
         resuming = self.trainer.ckpt_path is not None
         if stage != "fit" or resuming or sparse_layers(self.model):
             return
@@ -179,11 +195,22 @@ class SparseFineTuner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
+        self._batch_tokens = num_supervised(batch)
         self.log("train_loss_nats", loss, prog_bar=True, batch_size=len(batch["ids"]))
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        num_batches = self.trainer.accumulate_grad_batches
+        super().backward(self._token_mean.weigh(loss, self._batch_tokens, num_batches=num_batches), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # before gradients are clipped
+        layers = sparse_layers(self.model).values()
+        self._token_mean.finish((layer.support.values for layer in layers), self.trainer.strategy)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log("val_loss_nats", self.loss(batch), prog_bar=True, batch_size=len(batch["ids"]))
+        # times the ranks: Lightning cuts the mean of their batch sizes down to a whole number
+        weight = num_supervised(batch) * self.trainer.world_size
+        self.log("val_loss_nats", self.loss(batch), prog_bar=True, batch_size=weight, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.model, learning_rate=self.learning_rate, weight_decay=self._weight_decay)
@@ -237,6 +264,9 @@ class SparseFineTuner(L.LightningModule):
     def on_train_start(self) -> None:
         # not left to Lightning: it forgets a loader's place once estimated_stepping_batches has looked at the loader
         loader, state = self.trainer.train_dataloader, self._loader_state
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            # ranks have begun with equal buffers, which never change: only gradients are exchanged from here on
+            self.trainer.strategy.model.broadcast_buffers = False
         if state is None or not isinstance(loader, BatchLoader):
             return
         loader.load_state_dict(state)
@@ -266,5 +296,6 @@ class SparseFineTuner(L.LightningModule):
     def finish(self) -> PreTrainedModel:
         """Give the model its plain layers back, trained, in evaluation mode, and return it."""
         uninstall(self.model)
+        self.model.activation_checkpointing_disable()
         self._prefix_cache = None
         return cast("PreTrainedModel", self.model.eval())

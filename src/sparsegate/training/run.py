@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import lightning as L
 import torch
@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from sparsegate.config import TrainingConfig
 from sparsegate.contracts import CostReport, EncodedSample
 from sparsegate.data.datamodule import SampleDataModule
-from sparsegate.errors import SparsegateError
+from sparsegate.errors import SparsegateError, UsageError
 from sparsegate.sparse.delta import write_delta
 from sparsegate.training.callbacks import CostMeter, StderrProgressBar, progress
 from sparsegate.training.module import SparseFineTuner
@@ -54,6 +54,8 @@ def train(
 ) -> TrainingOutcome:
     """Fine-tune a model and write ``delta.safetensors``; go on from the last checkpoint if there is one.
 
+    With several devices each process runs this function on all samples and trains on its share; the first one writes.
+
     Args:
         model: The base model; it is trained in place and has plain layers again at the end.
         samples: Samples to train on.
@@ -67,6 +69,7 @@ def train(
 
     Raises:
         SparsegateError: If training was interrupted or diverged.
+        UsageError: If the machine lacks what the precision needs.
     """
     L.seed_everything(config.seed, verbose=False)
     tuner = SparseFineTuner(
@@ -81,12 +84,12 @@ def train(
         warmup_fraction=config.warmup_fraction,
         weight_decay=config.weight_decay,
         calibration_batches=config.calibration_batches,
+        checkpoint_activations=config.checkpoint_activations,
         seed=config.seed,
     )
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
-    trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
     resume_from = checkpoints / "last.ckpt"
     with warnings.catch_warnings():
         # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
@@ -95,7 +98,9 @@ def train(
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
         warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU.*")  # an error here
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+        trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(
@@ -109,6 +114,30 @@ def train(
             raise SparsegateError(
                 "training was interrupted; the same command goes on from the last checkpoint"
             ) from None
+    outcome: TrainingOutcome | SparsegateError | None = None
+    if trainer.is_global_zero:
+        try:
+            outcome = _write_outcome(trainer, tuner, meter, config, base_digest, output_dir)
+        except SparsegateError as error:
+            outcome = error
+    outcome = trainer.strategy.broadcast(outcome)  # so that all ranks end alike, and when the file is there
+    if not isinstance(outcome, TrainingOutcome):
+        assert outcome is not None
+        raise outcome
+    tuner.finish()
+    if trainer.is_global_zero:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return outcome
+
+
+def _write_outcome(
+    trainer: L.Trainer,
+    tuner: SparseFineTuner,
+    meter: CostMeter,
+    config: TrainingConfig,
+    base_digest: str,
+    output_dir: Path,
+) -> TrainingOutcome:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not all(math.isfinite(value) for value in metrics.values()):
         raise SparsegateError(
@@ -117,10 +146,7 @@ def train(
     path = output_dir / "delta.safetensors"
     manifest = {"training": asdict(config), "learning_rate": tuner.learning_rate, "steps": trainer.global_step}
     write_delta(tuner.delta(base_digest=base_digest, manifest=manifest), path)
-    cost = _cost(config, tuner, meter, trainer.global_step, path)
-    tuner.finish()
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return TrainingOutcome(path, cost, metrics)
+    return TrainingOutcome(path, _cost(config, tuner, meter, trainer.global_step, path), metrics)
 
 
 def _make_trainer(
@@ -132,11 +158,11 @@ def _make_trainer(
         every_n_train_steps=config.checkpoint_every_steps,
         enable_version_counter=False,
     )
-    precision: Any = config.precision
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
-        precision=precision,
+        strategy=config.strategy,
+        precision=config.precision,
         max_epochs=config.epochs,
         max_steps=config.max_steps,
         accumulate_grad_batches=config.accumulate_batches,
@@ -148,6 +174,9 @@ def _make_trainer(
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, StderrProgressBar) for callback in callbacks),
     )
+    if trainer.precision != config.precision:  # Lightning has put another in its place
+        raise UsageError(f"training.precision {config.precision} needs a GPU; use {trainer.precision} here")
+    return trainer
 
 
 def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, steps: int, delta: Path) -> CostReport:

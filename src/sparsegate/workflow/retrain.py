@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsegate.config import RunConfig
+from sparsegate.config import RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
 from sparsegate.errors import ExitCode, LockedError, UsageError
 from sparsegate.files import read_json, write_json
@@ -42,6 +42,7 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
     Raises:
         UsageError: With what is wrong and how to mend it.
     """
+    _check_training(config.training)
     policy = load_policy(config.policy)
     make_selector(config.training.selector)
     check_model_name(config.registry.name)
@@ -49,6 +50,20 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
     check_writable(Path(config.output_dir))
     check_tracking(config.registry.tracking_uri)
     return policy, inputs
+
+
+def _check_training(training: TrainingConfig) -> None:
+    """Refuse what training can do and the rest of the path can't."""
+    if training.devices > 1:
+        raise UsageError(
+            f"training.devices must be 1, got {training.devices}: this command would be started again for each device;"
+            " call sparsegate.training.run.train from a Python script to train on several"
+        )
+    if training.precision == "bf16-true":
+        raise UsageError(
+            "training.precision bf16-true gives a delta for bf16 weights, and here the base is judged and served in"
+            " fp32; use bf16-mixed"
+        )
 
 
 def retrain(config: RunConfig) -> Outcome:

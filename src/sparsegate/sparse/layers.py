@@ -7,6 +7,8 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -75,6 +77,18 @@ def uninstall(model: nn.Module) -> None:
     """Give the model its plain linear maps back; the weights stay as trained."""
     for name, module in sparse_layers(model).items():
         _replace(model, name, module.linear)
+
+
+@contextmanager
+def plain_layers(model: nn.Module) -> Iterator[None]:
+    """Give the model its plain linear maps back while the block runs."""
+    layers = sparse_layers(model)
+    uninstall(model)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            _replace(model, name, layer)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:

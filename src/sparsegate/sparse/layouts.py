@@ -34,6 +34,10 @@ class Layout(Protocol):
         """Return the shape of the entries of ``num_chosen`` units."""
         ...
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        """View entries of :meth:`entries_shape` as (chosen units, entries of a unit)."""
+        ...
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         """Return a copy of the chosen units' entries."""
         ...
@@ -63,6 +67,9 @@ class ElementLayout:
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen,)
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.unsqueeze(1)
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.flatten().index_select(0, ids)
 
@@ -88,6 +95,9 @@ class ColumnLayout:
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (shape[0], num_chosen)
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.T
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.index_select(1, ids)
 
@@ -112,6 +122,9 @@ class RowLayout:
 
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen, shape[1])
+
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries
 
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.index_select(0, ids)
@@ -141,6 +154,9 @@ class BlockLayout:
 
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen, BLOCK, BLOCK)
+
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.view(len(entries), -1)
 
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         rows, columns = _block_places(weight.shape[1], ids)

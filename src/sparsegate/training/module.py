@@ -189,7 +189,7 @@ class SparseFineTuner(L.LightningModule):
         checkpoint["state_dict"] = {
             f"model.{name}.support.{part}": getattr(layer.support, part).detach()
             for name, layer in layers.items()
-            for part in ("ids", "originals", "values")
+            for part in ("ids", "originals", "values", "age")
         }
         checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
         checkpoint["rng_state"] = torch.get_rng_state()
@@ -208,12 +208,13 @@ class SparseFineTuner(L.LightningModule):
                 "the checkpoint trains other layers than this configuration; use the configuration it was made with"
             )
         for name, kind in kinds.items():
-            parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values")}
+            parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values", "age")}
             weight = targets[name].linear.weight
             support = SparseSupport(kind, parts["ids"].to(weight.device), weight)
             if not torch.equal(support.originals, parts["originals"].to(weight.device)):
                 raise UsageError("the checkpoint was made with another base model; load the one it was made with")
             support.values.data.copy_(parts["values"])
+            support.age.copy_(parts["age"])
             install(self.model, targets[name], support).commit()
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         self._loader_state = checkpoint["train_loader"]

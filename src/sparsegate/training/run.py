@@ -24,6 +24,7 @@ from sparsegate.errors import SparsegateError
 from sparsegate.sparse.delta import write_delta
 from sparsegate.training.callbacks import CostMeter, StderrProgressBar, progress
 from sparsegate.training.module import SparseFineTuner
+from sparsegate.training.refresh import RefreshCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +86,7 @@ def train(
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
-    trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
+    trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *_refresh(config), *callbacks])
     resume_from = checkpoints / "last.ckpt"
     with warnings.catch_warnings():
         # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
@@ -120,6 +121,12 @@ def train(
     tuner.finish()
     shutil.rmtree(checkpoints, ignore_errors=True)
     return TrainingOutcome(path, cost, metrics)
+
+
+def _refresh(config: TrainingConfig) -> list[Callback]:
+    if config.refresh.every_steps == 0:
+        return []
+    return [RefreshCallback(**asdict(config.refresh))]
 
 
 def _make_trainer(

@@ -167,6 +167,7 @@ def test_a_checkpoint_loads_into_a_fresh_base_and_gives_the_trained_weights(make
     tuner, path = _checkpointed(make_model("llama"), data, tmp_path)
     again = SparseFineTuner(make_model("llama"))
     again.on_load_checkpoint(torch.load(path, weights_only=True))
+    assert all((layer.support.age == 3).all() for layer in sparse_layers(again.model).values())
     expected = weights_of(tuner.finish())
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(again.finish()).items())
 

@@ -1,12 +1,15 @@
+import os
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,9 +39,13 @@ def _stepped(model, batches, *, steps=3, **options):
     return tuner, optimizer
 
 
+def _batches(make_samples):
+    return [collate(make_samples(3, prefix=f"{seed}/", seed=seed), pad_id=0) for seed in range(3)]
+
+
 @pytest.fixture
 def batches(make_samples):
-    return [collate(make_samples(3, prefix=f"{seed}/", seed=seed), pad_id=0) for seed in range(3)]
+    return _batches(make_samples)
 
 
 @pytest.fixture
@@ -243,17 +250,25 @@ def test_batches_of_the_first_pass_come_in_a_circle_and_leave_the_place_in_the_o
 # --- several processes ----------------------------------------------------------------------------
 
 
-def _rank(rank, port, make_model, batches, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    tuner, optimizer = _stepped(make_model("llama"), batches[:1], selector="random")
-    found = refresh(tuner, optimizer, batches[1 + rank : 2 + rank], **ALWAYS, minimum_age=0)
+_PROCESS = """
+import sys, conftest, test_training_refresh as test
+batches = test._batches(conftest.build_samples)
+test.refresh_as(1, *sys.argv[1:], conftest.build_model(), batches)
+"""
+
+
+def refresh_as(rank, port, folder, model, batches):
+    """Refresh as one of two processes, by a batch of its own, and write what came out."""
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(minutes=2))
+    try:
+        tuner, optimizer = _stepped(model, batches[:1], selector="random")
+        found = refresh(tuner, optimizer, [batches[1 + rank]], **ALWAYS, minimum_age=0)
+    finally:
+        dist.destroy_process_group()
     supports = {name: (s.ids, s.values.detach()) for name, s in _supports(tuner).items()}
     moments = {name: optimizer.state[s.values]["exp_avg"] for name, s in _supports(tuner).items()}
-    torch.save({"retention": found.retention, "supports": supports, "moments": moments}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save({"retention": found.retention, "supports": supports, "moments": moments}, Path(folder, f"{rank}.pt"))
 
 
 def test_processes_that_see_different_batches_choose_what_one_process_chooses_by_all_of_them(
@@ -261,17 +276,26 @@ def test_processes_that_see_different_batches_choose_what_one_process_chooses_by
 ):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_rank, (port, make_model, batches, tmp_path), nprocs=2, start_method="fork")
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    other = subprocess.Popen([sys.executable, "-c", _PROCESS, port, str(tmp_path)], env=environment)
+    try:
+        refresh_as(0, port, tmp_path, make_model("llama"), batches)
+        assert other.wait(timeout=60) == 0
+    finally:
+        other.kill()
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     tuner, optimizer = _stepped(make_model("llama"), batches[:1], selector="random")
     alone = refresh(tuner, optimizer, batches[1:3], **ALWAYS, minimum_age=0)
     assert alone.exchanged
     for name, support in _supports(tuner).items():
-        for ranks in (first, second):
-            ids, values = ranks["supports"][name]
+        for rank in (first, second):
+            ids, values = rank["supports"][name]
             assert torch.equal(ids, support.ids)
-            assert torch.equal(values, support.values)
-            torch.testing.assert_close(ranks["moments"][name], optimizer.state[support.values]["exp_avg"])
-            assert ranks["retention"][name] == pytest.approx(alone.retention[name])
+            torch.testing.assert_close(values, support.values.detach())
+            torch.testing.assert_close(rank["moments"][name], optimizer.state[support.values]["exp_avg"])
+            assert rank["retention"][name] == pytest.approx(alone.retention[name])
+        assert torch.equal(first["supports"][name][1], second["supports"][name][1])
         assert torch.equal(first["moments"][name], second["moments"][name])

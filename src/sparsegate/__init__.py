@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ChatTemplate": "sparsegate.data",
     "Predictor": "sparsegate.evaluation.predictor",
+    "RefreshCallback": "sparsegate.training.refresh",
     "RunConfig": "sparsegate.config",
     "SampleDataModule": "sparsegate.data.datamodule",
     "SparseFineTuner": "sparsegate.training.module",

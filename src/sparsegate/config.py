@@ -105,6 +105,38 @@ class SafetyConfig:
 
 
 @dataclass(frozen=True)
+class RefreshConfig:
+    """Adaptive supports: what is trained changes during training where it no longer captures the gradient.
+
+    Args:
+        every_steps: Optimizer steps between measurements; 0 never changes what was chosen first.
+        below: A weight's support is changed if it captures less than this share of the squared gradient that the best
+            support of its size would, in (0, 1].
+        fraction: Largest share of a support that is exchanged at once, in (0, 1].
+        margin: A new unit must have more than this multiple of the squared gradient of the unit that it replaces.
+        minimum_age_steps: Units that were chosen less than so many steps ago stay.
+        batches: Batches of each measurement. One costs less than two steps of full fine-tuning, all in all.
+    """
+
+    every_steps: int = 0
+    below: float = 0.8
+    fraction: float = 0.1
+    margin: float = 1.5
+    minimum_age_steps: int = 100
+    batches: int = 1
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            every_steps=_at_least("every_steps", self.every_steps, 0),
+            below=_in_range("below", self.below, 0, 1, open_low=True),
+            fraction=_in_range("fraction", self.fraction, 0, 1, open_low=True),
+            margin=_in_range("margin", self.margin, 1, 1e6),
+            minimum_age_steps=_at_least("minimum_age_steps", self.minimum_age_steps, 0),
+            batches=_at_least("batches", self.batches, 1),
+        )
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Sparse fine-tuning.
 
@@ -127,6 +159,7 @@ class TrainingConfig:
         accumulate_batches: Batches for one optimizer step.
         gradient_clip: Largest gradient norm over the trained entries.
         calibration_batches: Batches used to choose the entries.
+        refresh: Whether and when the choice changes during training.
         checkpoint_activations: Run layers again in the backward pass in place of keeping what they computed: less
             memory, more time.
         precision: ``32-true``; ``bf16-mixed`` and ``16-mixed`` (GPUs only) compute in half precision; ``bf16-true``
@@ -153,6 +186,7 @@ class TrainingConfig:
     accumulate_batches: int = 1
     gradient_clip: float = 1.0
     calibration_batches: int = 4
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
     checkpoint_activations: bool = False
     precision: Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"

@@ -85,6 +85,14 @@ def test_a_sparse_method_trains_its_density_and_writes_a_small_delta() -> None:
     assert figures.artifact_bytes < full.artifact_bytes / 2
 
 
+def test_a_refresh_is_part_of_the_step_and_leaves_the_number_of_trained_entries() -> None:
+    static, refreshed = _measured("sparse:column"), _measured("sparse:column:refresh=2")
+    assert static.refresh_seconds == 0
+    assert 0 < refreshed.refresh_seconds < refreshed.step_seconds
+    assert refreshed.trainable_parameters == static.trainable_parameters
+    assert refreshed.artifact_bytes == static.artifact_bytes
+
+
 def test_our_loss_and_a_cut_each_save_activations() -> None:
     plain = _measured("sparse:column:plain_loss").saved_activation_bytes
     ours = _measured("sparse:column").saved_activation_bytes

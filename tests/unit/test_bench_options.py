@@ -27,6 +27,8 @@ def test_a_sparse_setting_is_read_in_any_order() -> None:
         ("column:density=0.1:density=0.2", "'density' stands twice"),
         ("column:cut=1", r"cut must be in \[0, 1\), got 1"),
         ("column:cut=0.5:cached=yes", "cached takes no value, got 'yes'"),
+        ("column:refresh=-1", "refresh must be at least 0, got -1"),
+        ("column:refresh=0.5", "refresh must be a whole number, got '0.5'"),
         ("column:cached", "cached needs a cut above 0"),
         ("column:cut=0.5:cached:plain_loss", "and our loss"),
     ],

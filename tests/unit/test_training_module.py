@@ -156,9 +156,8 @@ def _checkpointed(model, data, tmp_path, **options):
 def test_a_checkpoint_holds_the_supports_and_not_the_model(tiny_model, data, tmp_path):
     tuner, path = _checkpointed(tiny_model, data, tmp_path)
     state = torch.load(path, weights_only=True)["state_dict"]
-    parts = {
-        f"model.{name}.support.{part}" for name in sparse_layers(tiny_model) for part in ("ids", "originals", "values")
-    }
+    kept = ("ids", "originals", "values", "age")
+    parts = {f"model.{name}.support.{part}" for name in sparse_layers(tiny_model) for part in kept}
     assert state.keys() == parts
     model_bytes = 4 * tiny_model.num_parameters()
     values_bytes = 4 * tuner.num_trainable
@@ -170,6 +169,7 @@ def test_a_checkpoint_loads_into_a_fresh_base_and_gives_the_trained_weights(make
     tuner, path = _checkpointed(make_model("llama"), data, tmp_path)
     again = SparseFineTuner(make_model("llama"))
     again.on_load_checkpoint(torch.load(path, weights_only=True))
+    assert all((layer.support.age == 3).all() for layer in sparse_layers(again.model).values())
     expected = weights_of(tuner.finish())
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(again.finish()).items())
 

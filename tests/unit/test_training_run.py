@@ -6,12 +6,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sparsegate.config import TrainingConfig
+from sparsegate.config import RefreshConfig, TrainingConfig
 from sparsegate.errors import ExitCode, SparsegateError
 from sparsegate.sparse.delta import apply_delta, read_delta
 from sparsegate.training.run import train
 
 STEPS_PER_PASS = 10  # 40 samples in batches of 4
+EAGER = {"below": 1.0, "fraction": 0.5, "margin": 1.0, "minimum_age_steps": 4, "batches": 2}
+REFRESH = RefreshConfig(every_steps=3, **EAGER)
 
 
 class _KilledError(Exception):
@@ -141,6 +143,12 @@ def test_another_seed_gives_another_order(whole, run):
         pytest.param(14, {"frozen_depth": 0.0}, id="with all layers trained"),
         pytest.param(14, {"support": "element", "weight_decay": 0.1}, id="with elements and decay"),
         pytest.param(6, {"accumulate_batches": 3}, id="with several batches to a step"),
+        pytest.param(14, {"refresh": REFRESH}, id="after refreshes, with a prefix cache"),
+        pytest.param(14, {"refresh": REFRESH, "checkpoint_every_steps": 6}, id="right at a refresh"),
+        pytest.param(14, {"refresh": REFRESH, "support": "element", "frozen_depth": 0.0}, id="after refreshes of all"),
+        pytest.param(
+            6, {"refresh": RefreshConfig(2, **EAGER), "accumulate_batches": 3}, id="after refreshes, several batches"
+        ),
     ],
 )
 def test_a_killed_run_goes_on_to_the_very_same_bits(whole, run, tmp_path, step, options):
@@ -153,6 +161,13 @@ def test_a_killed_run_goes_on_to_the_very_same_bits(whole, run, tmp_path, step, 
     assert resumed.cost.steps == expected.cost.steps
     _assert_same(_values(resumed), _values(expected))
     assert resumed.metrics["train_loss_nats"] == expected.metrics["train_loss_nats"]
+
+
+def test_a_run_with_refreshes_ends_with_other_entries_and_as_many(whole):
+    static, refreshed = _values(whole()), _values(whole(refresh=REFRESH))
+    assert static.keys() == refreshed.keys()
+    assert any(not torch.equal(static[name][0], refreshed[name][0]) for name in static)
+    assert all(static[name][0].shape == refreshed[name][0].shape for name in static)
 
 
 def test_a_run_that_is_killed_twice_goes_on_to_the_very_same_bits(whole, run):

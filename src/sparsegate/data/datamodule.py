@@ -98,8 +98,7 @@ class BatchLoader:
 
     def first_pass(self) -> Iterator[Batch]:
         """Yield the batches of the first pass that have been handed out, without moving the place in the order."""
-        order = self._order(0)
-        for indices in order if self._epoch else order[: self._position]:
+        for indices in self._handed_out():
             yield self._batch(indices)
 
     def _batch(self, indices: list[int]) -> Batch:
@@ -108,6 +107,16 @@ class BatchLoader:
         batch = collate(self._stand_in, pad_id=self._pad_id)
         batch["labels"].fill_(IGNORED)
         return batch
+
+    def some_of_first_pass(self, count: int, *, start: int) -> list[Batch]:
+        """Return ``count`` of :meth:`first_pass`'s batches, or all if fewer, from number ``start`` on, in a circle."""
+        order = self._handed_out()
+        chosen = [order[(start + number) % len(order)] for number in range(min(count, len(order)))]
+        return [self._batch(indices) for indices in chosen]
+
+    def _handed_out(self) -> list[list[int]]:
+        order = self._order(0)
+        return order if self._epoch else order[: self._position]
 
     def _order(self, epoch: int) -> list[list[int]]:
         """Return the indices of the samples of each batch."""

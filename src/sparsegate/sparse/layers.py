@@ -7,6 +7,8 @@ support only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -169,6 +171,18 @@ def uninstall(model: nn.Module) -> None:
     """Give the model its plain maps back; the weights stay as trained."""
     for name, module in _all_sparse_layers(model).items():
         _replace(model, name, module.linear)
+
+
+@contextmanager
+def plain_layers(model: nn.Module) -> Iterator[None]:
+    """Give the model its plain maps back while the block runs."""
+    layers = _all_sparse_layers(model)
+    uninstall(model)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            _replace(model, name, layer)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:

@@ -36,6 +36,10 @@ class Layout(Protocol):
         """Return the shape of the entries of ``num_chosen`` units."""
         ...
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        """View entries of :meth:`entries_shape` as (chosen units, entries of a unit)."""
+        ...
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         """Return a copy of the chosen units' entries."""
         ...
@@ -69,6 +73,9 @@ class ElementLayout:
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen,)
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.unsqueeze(1)
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.flatten().index_select(0, ids)
 
@@ -97,6 +104,9 @@ class ColumnLayout:
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (shape[0], num_chosen)
 
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.T
+
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.index_select(1, ids)
 
@@ -124,6 +134,9 @@ class RowLayout:
 
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen, shape[1])
+
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries
 
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         return weight.index_select(0, ids)
@@ -156,6 +169,9 @@ class BlockLayout:
 
     def entries_shape(self, shape: tuple[int, int], num_chosen: int) -> tuple[int, ...]:
         return (num_chosen, BLOCK, BLOCK)
+
+    def by_unit(self, entries: Tensor) -> Tensor:
+        return entries.view(len(entries), -1)
 
     def gather(self, weight: Tensor, ids: Tensor) -> Tensor:
         rows, columns = _block_places(weight.shape[1], ids)
@@ -197,7 +213,8 @@ LAYOUTS: dict[SupportKind, Layout] = {
     "block": BlockLayout(),
 }
 
-_TRANSPOSED: dict[SupportKind, SupportKind] = {"element": "element", "column": "row", "row": "column", "block": "block"}
+TRANSPOSED: dict[SupportKind, SupportKind] = {"element": "element", "column": "row", "row": "column", "block": "block"}
+"""What units of a weight are in its transpose."""
 
 
 def transpose_support(kind: SupportKind, ids: Tensor, shape: tuple[int, int]) -> tuple[SupportKind, Tensor]:
@@ -218,4 +235,18 @@ def transpose_support(kind: SupportKind, ids: Tensor, shape: tuple[int, int]) ->
         side = BLOCK if kind == "block" else 1
         rows, columns = shape[0] // side, shape[1] // side
         ids = (ids % columns * rows + ids // columns).sort().values
-    return _TRANSPOSED[kind], ids
+    return TRANSPOSED[kind], ids
+
+
+def transpose_unit_scores(kind: SupportKind, scores: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the scores of the same units in the order in which the transposed weight numbers them.
+
+    Args:
+        kind: Shape of the support.
+        scores: One score for each unit, shape (units).
+        shape: Shape of the weight, before it is transposed.
+    """
+    if kind in ("element", "block"):
+        side = BLOCK if kind == "block" else 1
+        return scores.view(shape[0] // side, shape[1] // side).T.flatten()
+    return scores

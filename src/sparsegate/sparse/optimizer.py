@@ -14,7 +14,7 @@ from sparsegate.sparse.layers import SparseLayer, sparse_layers
 
 
 def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
-    """Return AdamW over the supports' values; after each step the values are written into the weights."""
+    """Return AdamW over the supports' values; after each step they are written into the weights and age by 1."""
     layers = list(sparse_layers(model).values())
     optimizer = AdamW(
         [layer.support.values for layer in layers], lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
@@ -26,6 +26,7 @@ def make_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: floa
 def _commit(layers: list[SparseLayer], *_: Any) -> None:
     for layer in layers:
         layer.commit()
+        layer.support.age += 1
 
 
 def make_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> LambdaLR:

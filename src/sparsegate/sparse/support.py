@@ -59,6 +59,7 @@ class SparseSupport(nn.Module):
 
     ids: Tensor
     originals: Tensor
+    age: Tensor  # optimizer steps since each unit was chosen
 
     def __init__(self, kind: SupportKind, ids: Tensor, weight: Tensor) -> None:
         super().__init__()
@@ -67,6 +68,7 @@ class SparseSupport(nn.Module):
         self.shape = tuple(weight.shape)
         self.register_buffer("ids", ids)
         self.register_buffer("originals", self.gather(weight).clone())
+        self.register_buffer("age", torch.zeros(len(ids), dtype=torch.int32, device=ids.device))
         # fp32: bf16 drops updates below |w| * 2**-8
         self.values = nn.Parameter(self.originals.to(torch.float32, copy=True))
 

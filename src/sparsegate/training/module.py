@@ -123,7 +123,7 @@ class SparseFineTuner(L.LightningModule):
             batches: Training batches; the first ``calibration_batches`` are used.
         """
         started = time.perf_counter()
-        targets = self._find_targets()
+        targets = self.find_targets()
         statistics: dict[str, dict[str, Tensor]] = {}
         kinds = {target.units or self._support for target in targets}
         needs = frozenset().union(*(statistics_needed(self._selector, kind) for kind in kinds))
@@ -147,7 +147,8 @@ class SparseFineTuner(L.LightningModule):
             self.selection_seconds,
         )
 
-    def _find_targets(self) -> list[Target]:
+    def find_targets(self) -> list[Target]:
+        """Return the maps of which entries are trained."""
         return find_targets(self.model, first_layer=self._first_layer, embeddings=self._train_embeddings)
 
     def setup(self, stage: str) -> None:
@@ -228,7 +229,7 @@ class SparseFineTuner(L.LightningModule):
         checkpoint["state_dict"] = {
             f"model.{name}.support.{part}": getattr(layer.support, part).detach()
             for name, layer in layers.items()
-            for part in ("ids", "originals", "values")
+            for part in ("ids", "originals", "values", "age")
         }
         checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
         checkpoint["element_gradients"] = measured_choices()
@@ -242,18 +243,19 @@ class SparseFineTuner(L.LightningModule):
         for layer in sparse_layers(self.model).values():
             layer.support.revert(layer.weight)
         uninstall(self.model)
-        targets = {target.name: target for target in self._find_targets()}
+        targets = {target.name: target for target in self.find_targets()}
         if targets.keys() != kinds.keys():
             raise UsageError(
                 "the checkpoint trains other layers than this configuration; use the configuration it was made with"
             )
         for name, kind in kinds.items():
-            parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values")}
+            parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values", "age")}
             weight = targets[name].linear.weight
             support = SparseSupport(kind, parts["ids"].to(weight.device), weight)
             if not torch.equal(support.originals, parts["originals"].to(weight.device)):
                 raise UsageError("the checkpoint was made with another base model; load the one it was made with")
             support.values.data.copy_(parts["values"])
+            support.age.copy_(parts["age"])
             install(self.model, targets[name], support).commit()
         recall_choices(checkpoint["element_gradients"])
         torch.set_rng_state(checkpoint["rng_state"].cpu())

@@ -24,6 +24,7 @@ from sparsegate.errors import SparsegateError, UsageError
 from sparsegate.sparse.delta import write_delta
 from sparsegate.training.callbacks import CostMeter, StderrProgressBar, progress
 from sparsegate.training.module import SparseFineTuner
+from sparsegate.training.refresh import RefreshCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +101,7 @@ def train(
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU.*")  # an error here
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
-        trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
+        trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *_refresh(config), *callbacks])
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(
@@ -147,6 +148,12 @@ def _write_outcome(
     manifest = {"training": asdict(config), "learning_rate": tuner.learning_rate, "steps": trainer.global_step}
     write_delta(tuner.delta(base_digest=base_digest, manifest=manifest), path)
     return TrainingOutcome(path, _cost(config, tuner, meter, trainer.global_step, path), metrics)
+
+
+def _refresh(config: TrainingConfig) -> list[Callback]:
+    if config.refresh.every_steps == 0:
+        return []
+    return [RefreshCallback(**asdict(config.refresh))]
 
 
 def _make_trainer(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparsegate.config import RefreshConfig
 from sparsegate.errors import UsageError
 from sparsegate.workflow.bench.options import parse_sparse
 
@@ -122,6 +123,7 @@ def _sparse(setup: Setup) -> Prepared:
     from sparsegate.sparse.delta import write_delta
     from sparsegate.sparse.optimizer import make_optimizer
     from sparsegate.training.module import SparseFineTuner
+    from sparsegate.training.refresh import refresh
 
     setting = parse_sparse(setup.setting)
     tuner = SparseFineTuner(
@@ -135,11 +137,19 @@ def _sparse(setup: Setup) -> Prepared:
         seed=setup.seed,
     )
     tuner.select(setup.calibration)
+    optimizer = make_optimizer(setup.model, learning_rate=tuner.learning_rate, weight_decay=0.0)
+
+    def refresh_when_due(step: int) -> None:
+        if (step + 1) % setting.refresh == 0:  # at its dearest: every support may change
+            batches = setup.calibration[: RefreshConfig.batches]
+            refresh(tuner, optimizer, batches, below=2, fraction=RefreshConfig.fraction, margin=1, minimum_age=0)
+
     return Prepared(
         setup.model,
         _library_loss(setup.model) if setting.plain_loss else tuner.loss,
-        make_optimizer(setup.model, learning_rate=tuner.learning_rate, weight_decay=0.0),
+        optimizer,
         lambda folder: write_delta(tuner.delta(base_digest="bench"), folder / "delta.safetensors"),
+        refresh=refresh_when_due if setting.refresh else None,
     )
 
 
@@ -161,7 +171,9 @@ METHODS: dict[str, Method] = {
     "adalora": Method(f"PEFT AdaLoRA, from rank {_RANK * 3 // 2} to {_RANK}", True, _adalora),
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
-    "sparse": Method("ours: sparse:SUPPORT[:density=D][:cut=F][:selector=NAME][:cached][:plain_loss]", False, _sparse),
+    "sparse": Method(
+        "ours: sparse:SUPPORT[:density=D][:cut=F][:selector=NAME][:refresh=N][:cached][:plain_loss]", False, _sparse
+    ),
 }
 
 

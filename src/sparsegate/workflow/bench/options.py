@@ -40,6 +40,7 @@ class SparseSetting:
         density: Share of the entries of each trained weight, in (0, 1].
         cut: Share of the layers, from the bottom, that stays frozen (``frozen_depth``), in [0, 1).
         selector: How entries are scored.
+        refresh: Refresh the supports after every so many steps, whatever their gradient retention; 0 never does.
         cached: Feed the first trained layer from the prefix cache; the measured steps find every batch in it.
         plain_loss: The model's own loss over all positions instead of ours, to show what our loss contributes.
     """
@@ -48,12 +49,13 @@ class SparseSetting:
     density: float = 0.05
     cut: float = 0.0
     selector: str = TrainingConfig.selector
+    refresh: int = 0
     cached: bool = False
     plain_loss: bool = False
 
 
 def parse_sparse(text: str) -> SparseSetting:
-    """Read ``SUPPORT[:density=D][:cut=F][:selector=NAME][:cached][:plain_loss]``.
+    """Read ``SUPPORT[:density=D][:cut=F][:selector=NAME][:refresh=N][:cached][:plain_loss]``.
 
     Raises:
         UsageError: If it is no such setting.
@@ -80,6 +82,8 @@ def parse_sparse(text: str) -> SparseSetting:
         raise UsageError(f"density must be in (0, 1], got {setting.density:g}")
     if not 0 <= setting.cut < 1:
         raise UsageError(f"cut must be in [0, 1), got {setting.cut:g}")
+    if setting.refresh < 0:
+        raise UsageError(f"refresh must be at least 0, got {setting.refresh}")
     if setting.cached and (setting.cut == 0 or setting.plain_loss):
         raise UsageError("cached needs a cut above 0, and our loss")
     return setting
@@ -95,9 +99,10 @@ def _setting(name: str, value: str | None) -> object:
     if name == "selector":
         return value
     try:
-        return float(value)
+        return int(value) if name == "refresh" else float(value)
     except ValueError:
-        raise UsageError(f"{name} must be a number, got '{value}'") from None
+        kind = "whole number" if name == "refresh" else "number"
+        raise UsageError(f"{name} must be a {kind}, got '{value}'") from None
 
 
 def usable_threads() -> int:

@@ -15,7 +15,7 @@ _COMPARED = ("step_seconds", "peak_memory_bytes")
 
 @dataclass(frozen=True)
 class Measurement:
-    """The figures of one method; times are medians over the measured steps.
+    """The figures of one method; times are medians over the measured steps, that of a refresh their mean.
 
     Where the platform can't start a new measurement of resident memory, the peak of a phase includes those before it.
 
@@ -24,7 +24,7 @@ class Measurement:
         forward_seconds: Its forward pass with the loss.
         backward_seconds: Its backward pass.
         optimizer_seconds: The optimizer's step and the clearing of the gradients.
-        refresh_seconds: What the method does to its choice at each step.
+        refresh_seconds: What the method does to its choice, spread over the steps; part of ``step_seconds``.
         selection_seconds: From the loaded model to a method that is ready to step: selection, or building adapters.
         peak_memory_bytes: Highest of the three peaks that follow: resident memory of the whole process (CPU), or
             allocated memory (CUDA).

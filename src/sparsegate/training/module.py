@@ -264,10 +264,11 @@ class SparseFineTuner(L.LightningModule):
             self._prefix_cache = self._make_prefix_cache(checkpoint["prefix_cache_bytes"])
 
     def on_train_start(self) -> None:
+        self._token_mean = TokenMean()  # an earlier fit may have ended between the batches of a step
         # not left to Lightning: it forgets a loader's place once estimated_stepping_batches has looked at the loader
         loader, state = self.trainer.train_dataloader, self._loader_state
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            # ranks have begun with equal buffers, which never change: only gradients are exchanged from here on
+            # ranks have begun with equal weights and supports: only gradients are exchanged from here on
             self.trainer.strategy.model.broadcast_buffers = False
         if state is None or not isinstance(loader, BatchLoader):
             return

@@ -126,7 +126,7 @@ def test_every_rule_of_training_names_its_field(problems, text):
         ("training: {epochs: 1:30}", "training.epochs must be a whole number, got '1:30'"),
         ("training: {epochs: [1]}", "training.epochs must be a single value, got a list"),
         ("training: {density: high}", "training.density must be a number, got 'high'"),
-        ("training: {density: }", "training.density must be a number, got ''"),
+        ("training: {weight_decay: }", "training.weight_decay must be a number, got ''"),
         ("training: {cache_prefix: 1}", "training.cache_prefix must be true or false, got '1'"),
         ("data: {slice_columns: channel}", "data.slice_columns must be a list, got 'channel'"),
         ("data: {slice_columns: {a: b}}", "data.slice_columns must be a list, got a mapping"),

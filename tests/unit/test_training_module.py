@@ -100,8 +100,8 @@ def test_a_plain_loader_without_selection_is_refused(tiny_model, samples, tmp_pa
         ({"density": 0.0}, r"density must be in \(0, 1\], got 0"),
         ({"density": 1.5}, r"density must be in \(0, 1\], got 1.5"),
         ({"density": float("nan")}, r"density must be in \(0, 1\], got nan"),
-        ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), got 1"),
-        ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), got -0.1"),
+        ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), or 'auto', got 1"),
+        ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), or 'auto', got -0.1"),
         ({"selector": "fischer"}, "did you mean 'fisher'"),
     ],
 )

@@ -74,6 +74,9 @@ def train(
         selector=config.selector,
         support=config.support,
         density=config.density,
+        memory_limit_gb=config.memory_limit_gb,
+        time_limit=config.time_limit,
+        allocation=config.allocation,
         frozen_depth=config.frozen_depth,
         cache_prefix=config.cache_prefix,
         learning_rate=config.learning_rate,
@@ -114,7 +117,12 @@ def train(
             f"training diverged ({metrics}); lower training.learning_rate from {tuner.learning_rate:g}"
         )
     path = output_dir / "delta.safetensors"
-    manifest = {"training": asdict(config), "learning_rate": tuner.learning_rate, "steps": trainer.global_step}
+    manifest = {
+        "training": asdict(config),
+        "plan": tuner.plan._asdict(),
+        "learning_rate": tuner.learning_rate,
+        "steps": trainer.global_step,
+    }
     write_delta(tuner.delta(base_digest=base_digest, manifest=manifest), path)
     cost = _cost(config, tuner, meter, trainer.global_step, path)
     tuner.finish()
@@ -157,7 +165,7 @@ def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, step
         if not name.endswith("support.values")
     )
     return CostReport(
-        method=f"sparse {config.support} {config.density:.0%} ({config.selector})",
+        method=f"sparse {config.support} {tuner.plan.density:.0%} ({config.selector})",
         train_seconds=meter.seconds,
         selection_seconds=tuner.selection_seconds,
         tokens_per_second=meter.tokens / meter.seconds,

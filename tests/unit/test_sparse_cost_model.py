@@ -69,13 +69,14 @@ def test_flops_of_full_fine_tuning_are_those_that_torch_counts(any_model, costs,
     any_model.requires_grad_(True)
     with FlopCounterMode(display=False) as counter:
         supervised_loss(any_model, batch).backward()
-    assert costs(any_model.config.model_type, "column").full_step_flops() == pytest.approx(counter.get_total_flops(), rel=0.01)
+    predicted = costs(any_model.config.model_type, "column").full_step_flops()
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
 @pytest.mark.parametrize("kind", ["column", "row", "element"])
 @pytest.mark.parametrize("first_layer", [0, 2])
-def test_activation_bytes_are_within_a_quarter_of_what_autograd_saves(tune, costs, batch, family, kind, first_layer):
+def test_activation_bytes_are_within_5_percent_of_what_autograd_saves(tune, costs, batch, family, kind, first_layer):
     tuner = tune(family, kind, first_layer / 4, attention="sdpa")
     model = tuner.model
     fixed = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -90,7 +91,7 @@ def test_activation_bytes_are_within_a_quarter_of_what_autograd_saves(tune, cost
         tuner.loss(batch)
     measured = sum(storage.nbytes() for storage in saved.values())
     predicted = costs(family, kind).activation_bytes(first_layer=first_layer, density=0.25)
-    assert predicted == pytest.approx(measured, rel=0.1)
+    assert predicted == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["column", "row", "element"])

@@ -2,8 +2,9 @@
 
 The saliency of a layer is the sum of its highest unit scores, as many as the density takes. With a density, the planner
 takes the cut where the share of the saliency that the trained layers hold stands furthest above their share of the cost
-of training all layers: the knee of the curve of saliency over cost. With a limit of memory or time, it gives each cut
-the largest density that meets the limit, and takes the cut that then holds the most saliency.
+of training all layers (the knee of the curve of saliency over cost), or the first that comes close to it. With a limit
+of memory or time, it gives each cut the largest density that meets the limit, and takes the cut that then holds the
+most saliency.
 
 Source of the knee: Satopaa et al., Finding a "Kneedle" in a Haystack, ICDCSW 2011, section III.
 """
@@ -24,6 +25,7 @@ from sparsegate.sparse.cost_model import CostModel
 _GRID = tuple(2.0 ** (step / 2 - 10) for step in range(21))  # densities from 1/1024 to 1
 _LEAST = 1e-9  # density that takes one unit of each weight
 _HALVINGS = 30
+_MARGIN = 0.05  # a deeper cut must gain more than this; flat saliency would else be cut by its noise
 
 
 class Plan(NamedTuple):
@@ -92,7 +94,8 @@ def make_plan(
     assert saliency is not None
     if budget.memory_limit_gb or budget.time_limit:
         return max(plans, key=lambda plan: (saliency.captured(plan), plan.first_layer))
-    return max(plans, key=lambda plan: (_gain(costs, plan, plans[0], cached, saliency), plan.first_layer))
+    gains = [_gain(costs, plan, plans[0], cached, saliency) for plan in plans]
+    return next(plan for plan, gain in zip(plans, gains, strict=True) if gain >= max(gains) - _MARGIN)
 
 
 def _gain(costs: CostModel, plan: Plan, whole: Plan, cached: bool, saliency: Saliency) -> float:

@@ -7,7 +7,8 @@ import math
 import shutil
 import signal
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,35 +70,13 @@ def train(
         SparsegateError: If training was interrupted or diverged.
     """
     L.seed_everything(config.seed, verbose=False)
-    tuner = SparseFineTuner(
-        model,
-        selector=config.selector,
-        support=config.support,
-        density=config.density,
-        memory_limit_gb=config.memory_limit_gb,
-        time_limit=config.time_limit,
-        allocation=config.allocation,
-        frozen_depth=config.frozen_depth,
-        cache_prefix=config.cache_prefix,
-        learning_rate=config.learning_rate,
-        warmup_fraction=config.warmup_fraction,
-        weight_decay=config.weight_decay,
-        calibration_batches=config.calibration_batches,
-        seed=config.seed,
-    )
+    tuner = make_tuner(model, config)
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
     trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *callbacks])
     resume_from = checkpoints / "last.ckpt"
-    with warnings.catch_warnings():
-        # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
-        # a killed run's checkpoints are gone on from
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+    with quiet_warnings():
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(
@@ -128,6 +107,40 @@ def train(
     tuner.finish()
     shutil.rmtree(checkpoints, ignore_errors=True)
     return TrainingOutcome(path, cost, metrics)
+
+
+def make_tuner(model: PreTrainedModel, config: TrainingConfig) -> SparseFineTuner:
+    """Return the module that trains a model as configured."""
+    return SparseFineTuner(
+        model,
+        selector=config.selector,
+        support=config.support,
+        density=config.density,
+        memory_limit_gb=config.memory_limit_gb,
+        time_limit=config.time_limit,
+        allocation=config.allocation,
+        frozen_depth=config.frozen_depth,
+        cache_prefix=config.cache_prefix,
+        learning_rate=config.learning_rate,
+        warmup_fraction=config.warmup_fraction,
+        weight_decay=config.weight_decay,
+        calibration_batches=config.calibration_batches,
+        seed=config.seed,
+    )
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Silence Lightning's warnings about what is on purpose."""
+    with warnings.catch_warnings():
+        # batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
+        # a killed run's checkpoints are gone on from
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+        yield
 
 
 def _make_trainer(

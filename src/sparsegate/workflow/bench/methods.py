@@ -129,6 +129,7 @@ def _sparse(setup: Setup) -> Prepared:
         selector=setting.selector,
         support=setting.support,
         density=setting.density,
+        allocation=setting.allocation,
         frozen_depth=setting.cut,
         cache_prefix=setting.cached,
         calibration_batches=len(setup.calibration),
@@ -161,7 +162,11 @@ METHODS: dict[str, Method] = {
     "adalora": Method(f"PEFT AdaLoRA, from rank {_RANK * 3 // 2} to {_RANK}", True, _adalora),
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
-    "sparse": Method("ours: sparse:SUPPORT[:density=D][:cut=F][:selector=NAME][:cached][:plain_loss]", False, _sparse),
+    "sparse": Method(
+        "ours: sparse:SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:cached][:plain_loss]",
+        False,
+        _sparse,
+    ),
 }
 
 

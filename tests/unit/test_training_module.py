@@ -8,6 +8,7 @@ from sparsegate.errors import UsageError
 from sparsegate.sparse import sampled
 from sparsegate.sparse.delta import apply_delta
 from sparsegate.sparse.layers import sparse_layers
+from sparsegate.sparse.optimizer import default_learning_rate
 from sparsegate.training.module import SparseFineTuner
 
 
@@ -101,8 +102,8 @@ def test_a_plain_loader_without_selection_is_refused(tiny_model, samples, tmp_pa
         ({"density": 0.0}, r"density must be in \(0, 1\], got 0"),
         ({"density": 1.5}, r"density must be in \(0, 1\], got 1.5"),
         ({"density": float("nan")}, r"density must be in \(0, 1\], got nan"),
-        ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), got 1"),
-        ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), got -0.1"),
+        ({"frozen_depth": 1.0}, r"frozen_depth must be in \[0, 1\), or 'auto', got 1"),
+        ({"frozen_depth": -0.1}, r"frozen_depth must be in \[0, 1\), or 'auto', got -0.1"),
         ({"train_embeddings": True}, "train_embeddings needs frozen_depth 0, got 0.667"),
         ({"selector": "fischer"}, "did you mean 'fisher'"),
     ],
@@ -206,3 +207,74 @@ def test_a_checkpoint_of_other_layers_is_refused(make_model, data, tmp_path):
     _, path = _checkpointed(make_model("llama"), data, tmp_path, frozen_depth=0.5)
     with pytest.raises(UsageError, match="the checkpoint trains other layers than this configuration"):
         SparseFineTuner(make_model("llama"), frozen_depth=0.25).on_load_checkpoint(torch.load(path, weights_only=True))
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+def _with_faint_layers(make_model, count):
+    """A model whose first layers have weights next to zero, so that their magnitude tells nothing."""
+    model = make_model("llama")
+    for layer in model.model.layers[:count]:
+        for weight in layer.parameters():
+            weight.data *= 1e-4
+    return model
+
+
+@pytest.mark.parametrize("first_layer", [0, 3])
+def test_an_automatic_depth_trains_the_layers_that_hold_the_saliency(make_model, data, first_layer):
+    model = _with_faint_layers(make_model, first_layer)
+    tuner = SparseFineTuner(model, selector="magnitude", frozen_depth="auto", density=0.25)
+    tuner.select(data.calibration_batches())
+    assert tuner.plan == (first_layer, 0.25)
+    trained = {int(name.split(".")[2]) for name in sparse_layers(model)}
+    assert trained == set(range(first_layer, 4))
+    assert tuner.learning_rate == default_learning_rate(density=0.25, frozen_depth=first_layer / 4)
+
+
+@pytest.mark.parametrize("options", [{"time_limit": 0.4}, {"memory_limit_gb": 0.0004, "frozen_depth": "auto"}])
+def test_a_limit_decides_the_density(make_model, data, options):
+    tuner = SparseFineTuner(make_model("llama"), **options)
+    tuner.select(data.calibration_batches())
+    share = tuner.num_trainable / sum(layer.linear.weight.numel() for layer in sparse_layers(tuner.model).values())
+    assert 0 < share < 1
+    assert share == pytest.approx(tuner.plan.density, abs=0.03)
+    expected = default_learning_rate(
+        density=tuner.plan.density,
+        frozen_depth=tuner.plan.first_layer / 4 if "frozen_depth" in options else 0.667,
+    )
+    assert tuner.learning_rate == expected
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "rank", "global"])
+def test_every_allocation_trains_as_many_entries(make_model, data, allocation):
+    tuner = SparseFineTuner(make_model("llama"), allocation=allocation, density=0.25, frozen_depth=0.5)
+    tuner.select(data.calibration_batches())
+    in_layers = sum(layer.linear.weight.numel() for layer in sparse_layers(tuner.model).values())
+    assert in_layers / 4 - 48 < tuner.num_trainable <= in_layers / 4
+    shares = {
+        len(layer.support.ids) / layer.support.layout.num_units(layer.support.shape)
+        for layer in sparse_layers(tuner.model).values()
+    }
+    assert (len(shares) == 1) == (allocation == "uniform")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second writes no checkpoints
+def test_a_checkpoint_restores_the_plan_and_what_follows_from_it(make_model, data, tmp_path):
+    options = {"selector": "magnitude", "frozen_depth": "auto", "memory_limit_gb": 0.0004}
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=3)
+    tuner = SparseFineTuner(_with_faint_layers(make_model, 2), **options)
+    _trainer(tmp_path, keep, max_steps=3).fit(tuner, datamodule=data)
+    assert tuner.plan.first_layer > 0
+    again = SparseFineTuner(_with_faint_layers(make_model, 2), **options)
+    modes = []
+
+    class Modes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            modes.append([layer.training for layer in pl_module.model.model.layers])
+
+    _trainer(tmp_path, Modes(), max_steps=5).fit(again, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+    assert again.plan == tuner.plan
+    assert again.learning_rate == tuner.learning_rate
+    assert sparse_layers(again.model).keys() == sparse_layers(tuner.model).keys()
+    assert modes == [[index >= tuner.plan.first_layer for index in range(4)]] * 2

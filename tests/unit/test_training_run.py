@@ -141,6 +141,8 @@ def test_another_seed_gives_another_order(whole, run):
         pytest.param(14, {"checkpoint_every_steps": 10, "max_steps": 25}, id="with a limit, right after a pass"),
         pytest.param(14, {"cache_prefix": False}, id="without a prefix cache"),
         pytest.param(14, {"frozen_depth": 0.0}, id="with all layers trained"),
+        pytest.param(14, {"frozen_depth": "auto", "density": None, "time_limit": 0.4}, id="with a plan"),
+        pytest.param(14, {"allocation": "global"}, id="with a global allocation"),
         pytest.param(14, {"support": "element", "weight_decay": 0.1}, id="with elements and decay"),
         pytest.param(6, {"accumulate_batches": 3}, id="with several batches to a step"),
         pytest.param(14, {"refresh": REFRESH}, id="after refreshes, with a prefix cache"),

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsegate.contracts import CalibrationStats, MaskSelector, Statistic, SupportKind
+from sparsegate.contracts import Allocation, CalibrationStats, MaskSelector, Statistic, SupportKind
 from sparsegate.errors import DataError, UsageError
+from sparsegate.sparse.budget import global_counts, rank_counts, tensor_units, uniform_counts
 from sparsegate.sparse.layers import install
 from sparsegate.sparse.layouts import transpose_support
 from sparsegate.sparse.selectors.combine import PrefilterSelector
 from sparsegate.sparse.selectors.units import unit_scores
-from sparsegate.sparse.support import SparseSupport, choose_ids
+from sparsegate.sparse.support import SparseSupport, top_k
 from sparsegate.sparse.targets import Target
 
 Batch = TypeVar("Batch")
@@ -142,6 +143,21 @@ def _add_squares(need: Statistic, sums: Mapping[str, Tensor], values: Tensor) ->
         sums[need].add_(torch.linalg.vector_norm(values.detach().flatten(0, -2).float(), dim=0).square_())
 
 
+def score_units(
+    targets: list[Target],
+    selector: MaskSelector,
+    statistics: Mapping[str, Mapping[str, Tensor]],
+    *,
+    kind: SupportKind,
+    seed: int,
+) -> Iterator[Tensor]:
+    """Yield the unit scores of each target, shape (units); arguments as for :func:`select`."""
+    generator = torch.Generator().manual_seed(seed)
+    for target in targets:
+        stats = CalibrationStats(**statistics.get(target.name, {}), generator=generator)
+        yield unit_scores(selector, target.matrix, stats, target.units or kind)
+
+
 def select(
     model: nn.Module,
     targets: list[Target],
@@ -151,6 +167,7 @@ def select(
     kind: SupportKind,
     density: float,
     seed: int,
+    allocation: Allocation = "uniform",
 ) -> None:
     """Score the targets, choose their supports and put sparse layers in their places.
 
@@ -160,21 +177,31 @@ def select(
         selector: Gives the scores.
         statistics: What :func:`calibrate` returned; empty for selectors that need none.
         kind: Shape of the supports, in terms of (out, in); of an embedding and of a head whole tokens are chosen.
-        density: Share of each weight's entries to train.
+        density: Share of the targets' entries to train.
         seed: Seed for selectors that draw.
+        allocation: How the entries are shared out among the targets (:mod:`sparsegate.sparse.budget`).
 
     Raises:
-        UsageError: If the selector keeps a smaller share of the columns than the density asks for.
+        UsageError: If the selector keeps a smaller share of the columns than a target is to train.
     """
-    if isinstance(selector, PrefilterSelector) and density > selector.share:
-        raise UsageError(
-            f"density {density:g} is above the share of columns that selector '{selector.name}' keeps; raise the share"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    for target in targets:
-        stats = CalibrationStats(**statistics.get(target.name, {}), generator=generator)
-        scores = unit_scores(selector, target.matrix, stats, target.units or kind)
-        install(model, target, make_support(target, kind, choose_ids(scores, density)))
+    tensors = [tensor_units(target.units or kind, target.matrix.shape) for target in targets]
+    scores: Iterable[Tensor] = score_units(targets, selector, statistics, kind=kind, seed=seed)
+    if allocation == "global":
+        scores = list(scores)
+        counts = global_counts(tensors, density, scores)
+    else:
+        counts = (rank_counts if allocation == "rank" else uniform_counts)(tensors, density)
+    if isinstance(selector, PrefilterSelector):
+        # a global allocation takes what the filter dropped, which scores -1, only where nothing else is left
+        shares = [count / tensor.units for tensor, count in zip(tensors, counts, strict=True)]
+        share = max(density, *shares) if allocation == "rank" else density
+        if share > selector.share:
+            raise UsageError(
+                f"density {share:.4g} is above the share of columns that selector '{selector.name}' keeps; "
+                "raise the share"
+            )
+    for target, count, values in zip(targets, counts, scores, strict=True):
+        install(model, target, make_support(target, kind, top_k(values, count)))
 
 
 def make_support(target: Target, kind: SupportKind, ids: Tensor) -> SparseSupport:

@@ -38,6 +38,11 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     return ids.to(torch.int32) if scores.numel() < 2**31 else ids
 
 
+def num_chosen(num_units: int, density: float) -> int:
+    """Return how many of a weight's units a density takes; at least one."""
+    return max(1, round(num_units * density))
+
+
 def choose_ids(unit_scores: Tensor, density: float) -> Tensor:
     """Turn one score for each unit of a support into the ids of the chosen ones.
 
@@ -45,7 +50,7 @@ def choose_ids(unit_scores: Tensor, density: float) -> Tensor:
         unit_scores: Scores of shape (units), as :meth:`~sparsegate.sparse.layouts.Layout.unit_scores` gives them.
         density: Share of the units to take; at least one is taken.
     """
-    return top_k(unit_scores, max(1, round(unit_scores.numel() * density)))
+    return top_k(unit_scores, num_chosen(unit_scores.numel(), density))
 
 
 class SparseSupport(nn.Module):

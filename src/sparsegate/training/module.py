@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -14,19 +14,22 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sparsegate.contracts import SupportKind
+from sparsegate.contracts import Allocation, SupportKind
 from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule
 from sparsegate.errors import UsageError
+from sparsegate.sparse.budget import DEFAULT_DENSITY, Budget, check_budget
 from sparsegate.sparse.delta import Delta, extract_delta
 from sparsegate.sparse.layers import install, sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
+from sparsegate.sparse.planner import Plan
 from sparsegate.sparse.sampled import measured_choices, recall_choices
-from sparsegate.sparse.selection import calibrate, select
+from sparsegate.sparse.selection import calibrate, score_units, select
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
 from sparsegate.sparse.targets import Target, decoder_layers, find_targets, num_frozen_layers
 from sparsegate.training.loss import num_supervised, supervised_loss
+from sparsegate.training.planning import plan_training
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
 from sparsegate.training.token_mean import TokenMean
 
@@ -45,9 +48,15 @@ class SparseFineTuner(L.LightningModule):
         model: A decoder-only model of transformers, on the CPU or on the device of training.
         selector: Name of the selector that scores entries.
         support: Shape of the trained set: ``column``, ``row``, ``block`` or ``element``.
-        density: Share of the entries of each trained weight to update, in (0, 1].
-        frozen_depth: Share of the layers, from the bottom, that stays frozen, in [0, 1).
-        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0.
+        density: Share of the entries of the trained weights to update, in (0, 1]; None takes 0.1, or what a limit
+            allows. At most one of ``density``, ``memory_limit_gb`` and ``time_limit`` may be given.
+        memory_limit_gb: Trainable state and saved activations, in 10**9 bytes.
+        time_limit: Time of a step over that of a full fine-tuning step, in (0, 1].
+        allocation: How the entries are shared out among weights: ``uniform``, ``rank`` or ``global``.
+        frozen_depth: Share of the layers, from the bottom, that stays frozen, in [0, 1); ``auto`` lets the planner
+            choose.
+        train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0 and no
+            limit.
         cache_prefix: Keep the outputs of the frozen layers across epochs.
         learning_rate: Peak learning rate; None chooses one by density and depth.
         warmup_fraction: Share of the steps over which the learning rate rises.
@@ -67,8 +76,11 @@ class SparseFineTuner(L.LightningModule):
         *,
         selector: str = "fisher",
         support: SupportKind = "column",
-        density: float = 0.1,
-        frozen_depth: float = 0.667,
+        density: float | None = None,
+        memory_limit_gb: float | None = None,
+        time_limit: float | None = None,
+        allocation: Allocation = "uniform",
+        frozen_depth: float | Literal["auto"] = 0.667,
         train_embeddings: bool = False,
         cache_prefix: bool = True,
         learning_rate: float | None = None,
@@ -79,13 +91,14 @@ class SparseFineTuner(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < density <= 1:
-            raise UsageError(f"density must be in (0, 1], got {density:g}")
-        if not 0 <= frozen_depth < 1:
-            raise UsageError(f"frozen_depth must be in [0, 1), got {frozen_depth:g}")
-        if train_embeddings and frozen_depth > 0:
+        self._budget = Budget(density, memory_limit_gb, time_limit)
+        check_budget(self._budget)
+        if frozen_depth != "auto" and not 0 <= frozen_depth < 1:
+            raise UsageError(f"frozen_depth must be in [0, 1), or 'auto', got {frozen_depth:g}")
+        if train_embeddings and (frozen_depth != 0 or self._budget.limit is not None):
             raise UsageError(
-                f"train_embeddings needs frozen_depth 0, got {frozen_depth:g}: gradients must reach the embedding"
+                f"train_embeddings needs frozen_depth 0, got {frozen_depth}, and no limit: gradients must reach the "
+                "embedding, and its costs are not planned"
             )
         if checkpoint_activations and not model.supports_gradient_checkpointing:
             raise UsageError(
@@ -96,25 +109,41 @@ class SparseFineTuner(L.LightningModule):
         self.model = model.requires_grad_(False)
         if checkpoint_activations:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self.learning_rate = learning_rate or default_learning_rate(density=density, frozen_depth=frozen_depth)
         self.selection_seconds = 0.0
         self.strict_loading = False  # a checkpoint holds the supports, not the base model
         self._selector = make_selector(selector)
         self._support: SupportKind = support
-        self._density = density
+        self._allocation: Allocation = allocation
+        self._frozen_depth = frozen_depth
+        self._given_rate = learning_rate
         self._train_embeddings = train_embeddings
-        self._first_layer = num_frozen_layers(model, frozen_depth)
         self._warmup_fraction = warmup_fraction
         self._weight_decay = weight_decay
         self._calibration_batches = calibration_batches
         self._seed = seed
-        self._cache_prefix = cache_prefix and self._first_layer > 0
+        self._may_cache = cache_prefix
         self._prefix_cache: PrefixCache | None = None
         self._loader_state: dict[str, int] | None = None
         self._token_mean = TokenMean()
         self._batch_tokens = 0
+        # where select() plans, this stands for what it will choose
+        first_layer = 0 if frozen_depth == "auto" else num_frozen_layers(model, frozen_depth)
+        self._adopt(Plan(first_layer, density or DEFAULT_DENSITY))
 
     # --- selection ---
+
+    def _adopt(self, plan: Plan) -> None:
+        self.plan = plan
+        self._first_layer = plan.first_layer
+        self._cache_prefix = self._may_cache and plan.first_layer > 0
+        depth = self._frozen_depth
+        frozen = plan.first_layer / len(decoder_layers(self.model)[1]) if depth == "auto" else depth
+        self.learning_rate = self._given_rate or default_learning_rate(density=plan.density, frozen_depth=frozen)
+
+    @property
+    def _plans(self) -> bool:
+        """Whether :meth:`select` chooses cut or density."""
+        return self._frozen_depth == "auto" or any(self._budget[1:])
 
     def select(self, batches: Iterable[Batch]) -> None:
         """Choose the entries to train; done by :meth:`setup` unless called before.
@@ -123,19 +152,36 @@ class SparseFineTuner(L.LightningModule):
             batches: Training batches; the first ``calibration_batches`` are used.
         """
         started = time.perf_counter()
+        calibration = [self._to_device(batch) for batch in islice(batches, self._calibration_batches)]
         targets = self.find_targets()
         statistics: dict[str, dict[str, Tensor]] = {}
         kinds = {target.units or self._support for target in targets}
         needs = frozenset().union(*(statistics_needed(self._selector, kind) for kind in kinds))
         if needs:
-            statistics = calibrate(
-                targets,
-                (self._to_device(batch) for batch in islice(batches, self._calibration_batches)),
-                self.loss,
-                needs=needs,
+            statistics = calibrate(targets, calibration, self.loss, needs=needs)
+        if self._plans:
+            scores = score_units(targets, self._selector, statistics, kind=self._support, seed=self._seed)
+            self._adopt(
+                plan_training(
+                    self.model,
+                    calibration,
+                    zip((target.layer for target in targets), scores, strict=True),
+                    budget=self._budget,
+                    kind=self._support,
+                    first_layer=None if self._frozen_depth == "auto" else self._first_layer,
+                    cached=self._may_cache,
+                )
             )
+            targets = [target for target in targets if target.layer >= self._first_layer]
         select(
-            self.model, targets, self._selector, statistics, kind=self._support, density=self._density, seed=self._seed
+            self.model,
+            targets,
+            self._selector,
+            statistics,
+            kind=self._support,
+            density=self.plan.density,
+            seed=self._seed,
+            allocation=self._allocation,
         )
         self.selection_seconds = time.perf_counter() - started
         _LOG.info(
@@ -167,6 +213,9 @@ class SparseFineTuner(L.LightningModule):
         self.model.to(self.trainer.strategy.root_device)
         with self.trainer.precision_plugin.forward_context():
             self.select(datamodule.calibration_batches())
+
+    def on_fit_start(self) -> None:
+        self._set_modes()  # again: the cut may have been planned, or come with a checkpoint
 
     def _set_modes(self) -> None:
         """Put what is trained in training mode; frozen layers stay deterministic, since their outputs are kept."""
@@ -233,6 +282,7 @@ class SparseFineTuner(L.LightningModule):
         }
         checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
         checkpoint["element_gradients"] = measured_choices()
+        checkpoint["plan"] = self.plan._asdict()
         checkpoint["rng_state"] = torch.get_rng_state()
         loader = self.trainer.train_dataloader
         checkpoint["train_loader"] = loader.state_dict() if isinstance(loader, BatchLoader) else None
@@ -243,6 +293,8 @@ class SparseFineTuner(L.LightningModule):
         for layer in sparse_layers(self.model).values():
             layer.support.revert(layer.weight)
         uninstall(self.model)
+        if self._plans:
+            self._adopt(Plan(**checkpoint["plan"]))
         targets = {target.name: target for target in self.find_targets()}
         if targets.keys() != kinds.keys():
             raise UsageError(

@@ -7,7 +7,8 @@ import math
 import shutil
 import signal
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -73,34 +74,12 @@ def train(
         UsageError: If the machine lacks what the precision needs.
     """
     L.seed_everything(config.seed, verbose=False)
-    tuner = SparseFineTuner(
-        model,
-        selector=config.selector,
-        support=config.support,
-        density=config.density,
-        frozen_depth=config.frozen_depth,
-        train_embeddings=config.train_embeddings,
-        cache_prefix=config.cache_prefix,
-        learning_rate=config.learning_rate,
-        warmup_fraction=config.warmup_fraction,
-        weight_decay=config.weight_decay,
-        calibration_batches=config.calibration_batches,
-        checkpoint_activations=config.checkpoint_activations,
-        seed=config.seed,
-    )
+    tuner = make_tuner(model, config)
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
     resume_from = checkpoints / "last.ckpt"
-    with warnings.catch_warnings():
-        # on purpose: batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
-        # a killed run's checkpoints are gone on from
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU.*")  # an error here
-        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+    with quiet_warnings():
         trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *_refresh(config), *callbacks])
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
@@ -145,7 +124,12 @@ def _write_outcome(
             f"training diverged ({metrics}); lower training.learning_rate from {tuner.learning_rate:g}"
         )
     path = output_dir / "delta.safetensors"
-    manifest = {"training": asdict(config), "learning_rate": tuner.learning_rate, "steps": trainer.global_step}
+    manifest = {
+        "training": asdict(config),
+        "plan": tuner.plan._asdict(),
+        "learning_rate": tuner.learning_rate,
+        "steps": trainer.global_step,
+    }
     write_delta(tuner.delta(base_digest=base_digest, manifest=manifest), path)
     return TrainingOutcome(path, _cost(config, tuner, meter, trainer.global_step, path), metrics)
 
@@ -154,6 +138,43 @@ def _refresh(config: TrainingConfig) -> list[Callback]:
     if config.refresh.every_steps == 0:
         return []
     return [RefreshCallback(**asdict(config.refresh))]
+
+
+def make_tuner(model: PreTrainedModel, config: TrainingConfig) -> SparseFineTuner:
+    """Return the module that trains a model as configured."""
+    return SparseFineTuner(
+        model,
+        selector=config.selector,
+        support=config.support,
+        density=config.density,
+        memory_limit_gb=config.memory_limit_gb,
+        time_limit=config.time_limit,
+        allocation=config.allocation,
+        frozen_depth=config.frozen_depth,
+        train_embeddings=config.train_embeddings,
+        cache_prefix=config.cache_prefix,
+        learning_rate=config.learning_rate,
+        warmup_fraction=config.warmup_fraction,
+        weight_decay=config.weight_decay,
+        calibration_batches=config.calibration_batches,
+        checkpoint_activations=config.checkpoint_activations,
+        seed=config.seed,
+    )
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Silence Lightning's warnings about what is on purpose."""
+    with warnings.catch_warnings():
+        # batches come ready from memory, frozen layers are in evaluation mode, validation may be absent,
+        # a killed run's checkpoints are gone on from
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU.*")  # an error here
+        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)`.*")
+        yield
 
 
 def _make_trainer(
@@ -194,7 +215,7 @@ def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, step
         if not name.endswith("support.values")
     )
     return CostReport(
-        method=f"sparse {config.support} {config.density:.0%} ({config.selector})",
+        method=f"sparse {config.support} {tuner.plan.density:.0%} ({config.selector})",
         train_seconds=meter.seconds,
         selection_seconds=tuner.selection_seconds,
         tokens_per_second=meter.tokens / meter.seconds,

@@ -30,7 +30,7 @@ from sparsegate.workflow import stages
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
 from sparsegate.workflow.outcome import Outcome
-from sparsegate.workflow.run import Run, flat_params, open_run, reopen_run, resolve_base
+from sparsegate.workflow.run import Run, flat_params, name_run, open_run, reopen_run, resolve_base
 from sparsegate_gates.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
@@ -105,6 +105,20 @@ def train(config: RunConfig) -> Outcome:
             return Outcome("refused: the data did not pass", verdict.exit_code, run.folder, {}, None, report)
         _train(run, run_id)
     return Outcome(f"trained: {run.delta}", ExitCode.PASSED, run.folder, {}, stages.read_cost(run))
+
+
+def find_learning_rate(config: RunConfig) -> Outcome:
+    """Suggest a learning rate by a range test. Only a JSON file beside the run's folder is written."""
+    policy, inputs = check(config)
+    run = name_run(config, policy, inputs, resolve_base(config))
+    path = run.folder.with_name(f"{run.folder.name}.learning_rate.json")
+    found = stages.rate_test(run, path)
+    message = (
+        f"learning rate: {found.suggested:.2g} by the range test, {found.default:.2g} by default (density "
+        f"{found.density:.3g}, layers from {found.first_layer}); nothing was trained, see {path}. To train with the "
+        f"former, add --training.learning_rate {found.suggested:.2g}"
+    )
+    return Outcome(message, ExitCode.PASSED, run.folder, {})
 
 
 def gate(folder: Path, *, policy: str | None = None) -> Outcome:

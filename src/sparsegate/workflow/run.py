@@ -74,10 +74,16 @@ class Run:
 
 def open_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> Run:
     """Make or find the folder of a run, named by its key."""
+    run = name_run(config, policy, inputs, base)
+    write_json(run.folder / "manifest.json", asdict(run.manifest))
+    write_json(run.folder / "config.json", asdict(config))
+    return run
+
+
+def name_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> Run:
+    """Return the run of a configuration; nothing is written."""
     manifest = make_manifest(config, policy, inputs, base)
     folder = Path(config.output_dir).absolute() / manifest.run_key[:16]
-    write_json(folder / "manifest.json", asdict(manifest))
-    write_json(folder / "config.json", asdict(config))
     return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsegate.contracts import CostReport, EncodedSample, GateResult, Prediction, Verdict, canonical_json, worst
 from sparsegate.data import ChatTemplate
@@ -21,6 +21,9 @@ from sparsegate.reports.write import write_all
 from sparsegate.workflow.evaluate import COST_TAG, probe_digest, serving_spec
 from sparsegate.workflow.run import Run
 from sparsegate_gates.runner import planned_gates, run_gates
+
+if TYPE_CHECKING:
+    from sparsegate.training.learning_rate import RateTest
 
 _LOG = logging.getLogger(__name__)
 _GATE_TIMEOUT_S = 900.0
@@ -104,6 +107,20 @@ def train_candidate(run: Run, *, logger: Any = None) -> list[Path]:
     write_json(folder / "metrics.json", outcome.metrics)
     write_json(folder / "probe.json", {"probe_sha256": probe_digest(model)})
     return [outcome.delta, run.cost, folder / "metrics.json", folder / "probe.json"]
+
+
+def rate_test(run: Run, path: Path) -> RateTest:
+    """Run a learning-rate range test and write what it found."""
+    from sparsegate.models import load
+    from sparsegate.training.learning_rate import find_learning_rate
+
+    model, tokenizer = load(run.base.folder, trust_remote_code=run.config.model.trust_remote_code)
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    samples = encode_samples(run, tokenizer, run.inputs.train)
+    found = find_learning_rate(model, samples, config=run.config.training, pad_id=pad_id)
+    write_json(path, asdict(found))
+    return found
 
 
 def encode_samples(run: Run, tokenizer: Any, samples: Sequence[Any]) -> list[EncodedSample]:

@@ -131,6 +131,7 @@ def _sparse(setup: Setup) -> Prepared:
         selector=setting.selector,
         support=setting.support,
         density=setting.density,
+        allocation=setting.allocation,
         frozen_depth=setting.cut,
         cache_prefix=setting.cached,
         calibration_batches=len(setup.calibration),
@@ -172,7 +173,10 @@ METHODS: dict[str, Method] = {
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
     "sparse": Method(
-        "ours: sparse:SUPPORT[:density=D][:cut=F][:selector=NAME][:refresh=N][:cached][:plain_loss]", False, _sparse
+        "ours: sparse:SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:cached]"
+        "[:plain_loss]",
+        False,
+        _sparse,
     ),
 }
 

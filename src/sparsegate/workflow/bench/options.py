@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from sparsegate.config import EMBEDDED_MODEL, TrainingConfig
-from sparsegate.contracts import SupportKind
+from sparsegate.contracts import Allocation, SupportKind
 from sparsegate.errors import ConfigError, UsageError, did_you_mean
 
 DEFAULT_METHODS = (
@@ -38,7 +38,8 @@ class SparseSetting:
     Args:
         support: Shape of the trained set.
         density: Share of the entries of each trained weight, in (0, 1].
-        cut: Share of the layers, from the bottom, that stays frozen (``frozen_depth``), in [0, 1).
+        cut: Share of the layers, from the bottom, that stays frozen (``frozen_depth``), in [0, 1), or ``auto``.
+        allocation: How the entries are shared out among weights: ``uniform``, ``rank`` or ``global``.
         selector: How entries are scored.
         refresh: Refresh the supports after every so many steps, whatever their gradient retention; 0 never does.
         cached: Feed the first trained layer from the prefix cache; the measured steps find every batch in it.
@@ -47,7 +48,8 @@ class SparseSetting:
 
     support: SupportKind = "column"
     density: float = 0.05
-    cut: float = 0.0
+    cut: float | Literal["auto"] = 0.0
+    allocation: Allocation = "uniform"
     selector: str = TrainingConfig.selector
     refresh: int = 0
     cached: bool = False
@@ -55,7 +57,7 @@ class SparseSetting:
 
 
 def parse_sparse(text: str) -> SparseSetting:
-    """Read ``SUPPORT[:density=D][:cut=F][:selector=NAME][:refresh=N][:cached][:plain_loss]``.
+    """Read ``SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:cached][:plain_loss]``.
 
     Raises:
         UsageError: If it is no such setting.
@@ -80,8 +82,11 @@ def parse_sparse(text: str) -> SparseSetting:
     setting = SparseSetting(**values)  # type: ignore[arg-type]  # each value was read by its field's type
     if not 0 < setting.density <= 1:
         raise UsageError(f"density must be in (0, 1], got {setting.density:g}")
-    if not 0 <= setting.cut < 1:
-        raise UsageError(f"cut must be in [0, 1), got {setting.cut:g}")
+    if setting.cut != "auto" and not 0 <= setting.cut < 1:
+        raise UsageError(f"cut must be in [0, 1), or auto, got {setting.cut:g}")
+    allocations = get_args(Allocation)
+    if setting.allocation not in allocations:
+        raise UsageError(f"unknown allocation '{setting.allocation}'{did_you_mean(setting.allocation, allocations)}")
     if setting.refresh < 0:
         raise UsageError(f"refresh must be at least 0, got {setting.refresh}")
     if setting.cached and (setting.cut == 0 or setting.plain_loss):
@@ -96,12 +101,12 @@ def _setting(name: str, value: str | None) -> object:
         return True
     if not value:
         raise UsageError(f"{name} needs a value, such as {name}={getattr(SparseSetting, name)}")
-    if name == "selector":
+    if name in {"selector", "allocation"} or (name, value) == ("cut", "auto"):
         return value
     try:
         return int(value) if name == "refresh" else float(value)
     except ValueError:
-        kind = "whole number" if name == "refresh" else "number"
+        kind = {"refresh": "whole number", "cut": "number or auto"}.get(name, "number")
         raise UsageError(f"{name} must be a {kind}, got '{value}'") from None
 
 

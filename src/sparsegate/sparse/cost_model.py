@@ -1,0 +1,158 @@
+"""What a training step costs, in FLOPs and bytes, from the shapes of a decoder's linear maps.
+
+FLOPs, two for each multiply-add, of T tokens in sequences of width w:
+
+- forward: ``2 T m n`` for a map of shape (m, n), and ``4 T w a`` for attention of width a (all positions, unmasked);
+- backward: the same again for the gradient of each map's input, which the maps that read the first trained layer's
+  input are spared, twice attention's, and ``2 T`` for each trained entry (element supports: ``2 T m n``, since their
+  gradient is dense before it is gathered);
+- the head: forward and the gradient of its input, at supervised positions only.
+
+Normalisation, activation functions and the optimizer are left out. Bytes are those of the trainable state, of what the
+trained layers keep for the backward pass, and of the log-probabilities. A layer keeps the inputs of its maps (column
+supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
+function takes and gives, the gate's partner, and two residual states; attention is taken to be fused (``sdpa``).
+
+The maps of a layer fall into blocks by the module that holds them: attention first, the MLP second. The last map of a
+block gives its result, the others read its input. Measured by ``tests/unit/test_sparse_cost_model.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from sparsegate.contracts import SupportKind
+from sparsegate.sparse.budget import TensorUnits, tensor_units, uniform_counts
+from sparsegate.sparse.targets import Target, find_targets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STATE_BYTES = 16  # for each trained value, in fp32: itself, its gradient and two moments
+_ID_BYTES = 4
+
+
+class BatchShape(NamedTuple):
+    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them."""
+
+    sequences: int
+    width: int
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.width
+
+
+class _Block(NamedTuple):
+    """Maps that read the block's input, and the map that gives its result."""
+
+    readers: tuple[TensorUnits, ...]
+    result: TensorUnits
+
+
+class CostModel:
+    """Predicts the cost of training steps of one model.
+
+    Args:
+        model: A decoder-only model without sparse layers.
+        kind: Shape of the supports.
+        batch: Size of a batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, kind: SupportKind, batch: BatchShape) -> None:
+        self.kind: SupportKind = kind
+        self.batch = batch
+        targets = find_targets(model)
+        self._layers = [_blocks(kind, list(group)) for _, group in groupby(targets, lambda target: target.layer)]
+        self._vocabulary, self._hidden = (int(side) for side in model.get_output_embeddings().weight.shape)
+        self._weight_bytes: int = targets[0].linear.weight.element_size()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def full_step_flops(self) -> int:
+        """Return the FLOPs of a full fine-tuning step: every gradient, with the loss on supervised tokens only."""
+        return 3 * (sum(map(self._forward_flops, self._layers)) + self._head_flops())
+
+    def step_flops(self, *, first_layer: int, density: float, cached: bool) -> int:
+        """Return the FLOPs of a step that trains the layers from ``first_layer`` up at a uniform density.
+
+        Args:
+            first_layer: Index of the first trained layer.
+            density: Share of each weight's units.
+            cached: The layers below are not run, since their outputs are kept.
+        """
+        frozen = 0 if cached else sum(map(self._forward_flops, self._layers[:first_layer]))
+        trained = self._layers[first_layer:]
+        spared = self._dense_flops(trained[0][0].readers)
+        passes = sum(2 * self._dense_flops(_maps(blocks)) + 3 * self._attention_flops(blocks) for blocks in trained)
+        gradients = sum(self._gradient_flops(_maps(blocks), density) for blocks in trained)
+        return frozen + passes - spared + gradients + 2 * self._head_flops()
+
+    def state_bytes(self, *, first_layer: int, density: float) -> int:
+        """Return the bytes of values, gradients, moments, original entries and ids at a uniform density."""
+        tensors = [tensor for blocks in self._layers[first_layer:] for tensor in _maps(blocks)]
+        return sum(
+            count * (tensor.unit_entries * (_STATE_BYTES + self._weight_bytes) + _ID_BYTES)
+            for tensor, count in zip(tensors, uniform_counts(tensors, density), strict=True)
+        )
+
+    def activation_bytes(self, *, first_layer: int, density: float) -> int:
+        """Return the bytes kept from forward to backward, in the weights' type but for fp32 log-probabilities."""
+        kept = sum(self._kept_width(blocks, density) for blocks in self._layers[first_layer:])
+        return self.batch.tokens * kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
+
+    def memory_bytes(self, *, first_layer: int, density: float) -> int:
+        """Return trainable state and activations together."""
+        return self.state_bytes(first_layer=first_layer, density=density) + self.activation_bytes(
+            first_layer=first_layer, density=density
+        )
+
+    def _forward_flops(self, blocks: list[_Block]) -> int:
+        return self._dense_flops(_maps(blocks)) + self._attention_flops(blocks)
+
+    def _dense_flops(self, maps: Iterable[TensorUnits]) -> int:
+        return 2 * self.batch.tokens * sum(tensor.shape[0] * tensor.shape[1] for tensor in maps)
+
+    def _attention_flops(self, blocks: list[_Block]) -> int:
+        return 4 * self.batch.tokens * self.batch.width * blocks[0].result.shape[1]
+
+    def _gradient_flops(self, maps: list[TensorUnits], density: float) -> int:
+        if self.kind == "element":
+            return self._dense_flops(maps)
+        counts = uniform_counts(maps, density)
+        return 2 * self.batch.tokens * sum(t.unit_entries * count for t, count in zip(maps, counts, strict=True))
+
+    def _head_flops(self) -> int:
+        return 2 * self.batch.supervised * self._vocabulary * self._hidden
+
+    def _kept_width(self, blocks: list[_Block], density: float) -> int:
+        """Return how many numbers a layer keeps for each token."""
+        attention, *others = blocks
+        width = 4 * attention.result.shape[1] + self.batch.width
+        width += sum(sum(t.shape[0] for t in block.readers) + block.result.shape[1] for block in others)
+        width += sum(_input_width(block) for block in blocks)  # residual states
+        if self.kind == "column":
+            return width + sum(uniform_counts(_maps(blocks), density))
+        # attention's result is the input of its last map
+        return width + sum(_input_width(block) for block in blocks) + sum(block.result.shape[1] for block in others)
+
+
+def _blocks(kind: SupportKind, targets: list[Target]) -> list[_Block]:
+    blocks = []
+    for _, group in groupby(targets, lambda target: target.name.rpartition(".")[0]):
+        *readers, result = (tensor_units(kind, target.matrix.shape) for target in group)
+        blocks.append(_Block(tuple(readers), result))
+    return blocks
+
+
+def _maps(blocks: list[_Block]) -> list[TensorUnits]:
+    return [tensor for block in blocks for tensor in (*block.readers, block.result)]
+
+
+def _input_width(block: _Block) -> int:
+    return (block.readers[0] if block.readers else block.result).shape[1]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sparsegate.config import TrainingConfig
@@ -18,6 +19,7 @@ from sparsegate.data.datamodule import BatchLoader, SampleDataModule, collate
 from sparsegate.errors import SparsegateError, UsageError
 from sparsegate.sparse.layers import SparseLinear, sparse_layers
 from sparsegate.sparse.optimizer import make_optimizer
+from sparsegate.training.loss import supervised_loss
 from sparsegate.training.module import SparseFineTuner
 from sparsegate.training.prefix_cache import PrefixCache
 from sparsegate.training.refresh import RefreshCallback, refresh
@@ -107,6 +109,23 @@ def _dense_gradients(tuner, name, batches):
     layer.linear.weight.requires_grad_(False)
     setattr(parent, child, layer)
     return gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_arithmetic_of_a_refresh_is_less_than_that_of_two_full_steps(make_wide_model, batches, kind):
+    full = make_wide_model()
+    with FlopCounterMode(display=False) as full_step:
+        supervised_loss(full, batches[0]).backward()
+    model = make_wide_model()
+    tuner = SparseFineTuner(model, support=kind, density=0.05, frozen_depth=0.0, selector="random")
+    tuner.select([])
+    optimizer = make_optimizer(model, learning_rate=1e-2, weight_decay=0.0)
+    tuner.loss(batches[0]).backward()
+    optimizer.step()
+    with FlopCounterMode(display=False) as counted:
+        found = refresh(tuner, optimizer, batches[:1], **ALWAYS, minimum_age=0)
+    assert "model.layers.0.self_attn.q_proj" in found.exchanged  # gradients flow all the way down
+    assert counted.get_total_flops() < 2 * full_step.get_total_flops()
 
 
 def test_supports_that_still_capture_enough_stay_as_they_are(tiny_model, batches):

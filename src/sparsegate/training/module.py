@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsegate.contracts import SupportKind
 from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule
@@ -18,7 +19,8 @@ from sparsegate.errors import UsageError
 from sparsegate.sparse.delta import Delta, extract_delta
 from sparsegate.sparse.layers import install, sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
-from sparsegate.sparse.selection import calibrate, select
+from sparsegate.sparse.recompute import checkpointed, keep_all, keep_less
+from sparsegate.sparse.selection import FLOW, calibrate, select
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
@@ -105,15 +107,18 @@ class SparseFineTuner(L.LightningModule):
         statistics: dict[str, dict[str, Tensor]] = {}
         needs = statistics_needed(self._selector, self._support)
         if needs:
-            statistics = calibrate(
-                targets,
-                (self._to_device(batch) for batch in islice(batches, self._calibration_batches)),
-                self.loss,
-                needs=needs,
-            )
+            # what flows through a map is measured in the forward pass, so there it must run once
+            with nullcontext() if needs & FLOW else checkpointed(self._trained_layers()):
+                statistics = calibrate(
+                    targets,
+                    (self._to_device(batch) for batch in islice(batches, self._calibration_batches)),
+                    self.loss,
+                    needs=needs,
+                )
         select(
             self.model, targets, self._selector, statistics, kind=self._support, density=self._density, seed=self._seed
         )
+        keep_less(self._trained_layers())
         self.selection_seconds = time.perf_counter() - started
         _LOG.info(
             "selected %s of %s weights in %d layers by %s (%.1f s)",
@@ -142,8 +147,11 @@ class SparseFineTuner(L.LightningModule):
     def _set_modes(self) -> None:
         """Put what is trained in training mode; frozen layers stay deterministic, since their outputs are kept."""
         self.model.train(self._first_layer == 0)
-        for layer in decoder_layers(self.model)[1][self._first_layer :]:
+        for layer in self._trained_layers():
             layer.train()
+
+    def _trained_layers(self) -> list[nn.Module]:
+        return list(decoder_layers(self.model)[1])[self._first_layer :]
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = {
@@ -215,6 +223,7 @@ class SparseFineTuner(L.LightningModule):
                 raise UsageError("the checkpoint was made with another base model; load the one it was made with")
             support.values.data.copy_(parts["values"])
             install(self.model, targets[name], support).commit()
+        keep_less(self._trained_layers())
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         self._loader_state = checkpoint["train_loader"]
         if checkpoint["prefix_cache_bytes"] is not None:
@@ -252,5 +261,6 @@ class SparseFineTuner(L.LightningModule):
     def finish(self) -> PreTrainedModel:
         """Give the model its plain layers back, trained, in evaluation mode, and return it."""
         uninstall(self.model)
+        keep_all(self._trained_layers())
         self._prefix_cache = None
         return cast("PreTrainedModel", self.model.eval())

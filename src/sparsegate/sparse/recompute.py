@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 _GATED_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _ACTIVATIONS = ("act", "act_fn", "activation")
-_PROBE_TOKENS = 4
+_PROBE_TOKENS, _PROBE_WIDTH = 4, 32
 _WORTHWHILE = 1.5  # a module that keeps less than so many times its input is left alone
 
 
@@ -104,7 +104,10 @@ def _gated_forward(mlp: Any, x: Tensor) -> Tensor:
 
 
 def _gate(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    return activation(gate) * up
+    active = activation(gate)
+    if torch.is_grad_enabled() or active is gate or active.dtype != up.dtype:
+        return active * up
+    return active.mul_(up)
 
 
 @torch.no_grad()
@@ -119,13 +122,30 @@ def _is_gated(module: Any) -> bool:
 
 
 def _keeps_too_much(name: str, module: nn.Module) -> bool:
-    """Tell whether a norm or an activation keeps clearly more than its input for the backward pass."""
+    """Tell whether a norm or an activation keeps clearly more than its input, by what it keeps of a probe."""
     weight = getattr(module, "weight", None)
-    is_norm = type(module).__name__.endswith("Norm") and isinstance(weight, Tensor) and weight.dim() == 1
-    is_activation = name in _ACTIVATIONS and next(module.parameters(), None) is None
-    if not (is_norm or is_activation) or any(p.requires_grad for p in module.parameters()) or "forward" in vars(module):
+    if "forward" in vars(module) or any(parameter.requires_grad for parameter in module.parameters()):
         return False
-    return False
+    if type(module).__name__.endswith("Norm") and isinstance(weight, Tensor) and weight.dim() == 1:
+        probe = _probe(len(weight), weight)
+    elif name in _ACTIVATIONS:
+        probe = _probe(_PROBE_WIDTH, torch.empty(0))
+    else:
+        return False
+    kept: list[Tensor] = []  # held, so that no storage is another's successor
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_append_to(kept), lambda tensor: tensor):
+        module(probe.requires_grad_())
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for at, size in storages.items() if at not in parameters) > _WORTHWHILE * probe.nbytes
+
+
+def _append_to(kept: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return pack
 
 
 def _probe(width: int, like: Tensor) -> Tensor:

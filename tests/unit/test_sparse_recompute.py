@@ -87,10 +87,36 @@ def test_undone_nothing_is_left_on_the_modules(family, make_model):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_an_mlp_that_computes_something_else_is_left_alone(make_model):
+class _PairMLP(nn.Module):
+    """Has the parts of a gated MLP, and takes another tensor too."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            mlp.act_fn,
+        )
+
+    def forward(self, x, scale):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * scale
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.mlp.register_forward_hook(lambda _, inputs, output: 2 * output),
+        lambda layer: setattr(layer.mlp, "act_fn", nn.Sequential(nn.SiLU(), nn.Dropout(0.5)).train()),
+        lambda layer: setattr(layer.mlp, "act_fn", nn.PReLU(dtype=torch.float64)),
+        lambda layer: setattr(layer, "mlp", _PairMLP(layer.mlp)),
+    ],
+    ids=["computes something else", "drops out", "trains its activation", "takes two tensors"],
+)
+def test_an_mlp_of_unknown_structure_is_left_alone(make_model, change):
     model = _build("llama", make_model)
     for layer in _layers(model):
-        layer.mlp.act_fn = nn.Sequential(nn.SiLU(), nn.Dropout(0.5)).train()
+        change(layer)
     keep_less(_layers(model))
     assert not any("forward" in vars(layer.mlp) for layer in _layers(model))
 

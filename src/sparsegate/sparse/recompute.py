@@ -116,15 +116,24 @@ def _is_gated(module: Any) -> bool:
     if not all(hasattr(module, part) for part in _GATED_PARTS) or "forward" in vars(module):
         return False
     weight = next(module.gate_proj.parameters())
+    if not weight.is_floating_point() or _has_trained(module.act_fn):
+        return False
     probe = _probe(weight.shape[-1], weight)
     with torch.random.fork_rng(devices=[]):  # an MLP with dropout draws, and then is another function
-        return torch.equal(module(probe), _gated_forward(module, probe))
+        try:
+            return torch.equal(module(probe), _gated_forward(module, probe))
+        except TypeError:  # it takes or gives more than one tensor
+            return False
+
+
+def _has_trained(module: nn.Module | Callable[..., Any]) -> bool:
+    return isinstance(module, nn.Module) and any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _keeps_too_much(name: str, module: nn.Module) -> bool:
     """Tell whether a norm or an activation keeps clearly more than its input, by what it keeps of a probe."""
     weight = getattr(module, "weight", None)
-    if "forward" in vars(module) or any(parameter.requires_grad for parameter in module.parameters()):
+    if "forward" in vars(module) or _has_trained(module):
         return False
     if type(module).__name__.endswith("Norm") and isinstance(weight, Tensor) and weight.dim() == 1:
         probe = _probe(len(weight), weight)

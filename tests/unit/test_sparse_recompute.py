@@ -10,6 +10,7 @@ from sparsegate.sparse.selection import calibrate
 from sparsegate.sparse.support import SparseSupport
 from sparsegate.sparse.targets import decoder_layers, find_targets
 from sparsegate.training.loss import supervised_loss
+from sparsegate.training.module import SparseFineTuner
 
 FAMILIES = ("llama", "qwen2", "gemma", "gpt2")
 
@@ -148,3 +149,11 @@ def test_checkpointing_ends_with_an_error_too(any_model):
     with pytest.raises(RuntimeError, match="out of memory"), checkpointed(_layers(any_model)):
         raise RuntimeError("out of memory")
     assert not any("forward" in vars(layer) for layer in _layers(any_model))
+
+
+def test_a_tuner_keeps_less_in_the_trained_layers_and_undoes_it_at_the_end(tiny_model, batch):
+    tuner = SparseFineTuner(tiny_model, frozen_depth=0.5)
+    tuner.select([batch])
+    assert ["forward" in vars(layer.mlp) for layer in _layers(tiny_model)] == [False, False, True, True]
+    tuner.finish()
+    assert not any("forward" in vars(module) for module in tiny_model.modules())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -22,8 +23,9 @@ from sparsegate.sparse.delta import Delta, extract_delta
 from sparsegate.sparse.layers import install, sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
 from sparsegate.sparse.planner import Plan
+from sparsegate.sparse.recompute import checkpointed, keep_all, keep_less
 from sparsegate.sparse.sampled import measured_choices, recall_choices
-from sparsegate.sparse.selection import calibrate, score_units, select
+from sparsegate.sparse.selection import FLOW, calibrate, score_units, select
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
 from sparsegate.sparse.support import SparseSupport
@@ -158,7 +160,9 @@ class SparseFineTuner(L.LightningModule):
         kinds = {target.units or self._support for target in targets}
         needs = frozenset().union(*(statistics_needed(self._selector, kind) for kind in kinds))
         if needs:
-            statistics = calibrate(targets, calibration, self.loss, needs=needs)
+            # what flows through a map is measured in the forward pass, so there it must run once
+            with nullcontext() if needs & FLOW else checkpointed(self._trained_layers()):
+                statistics = calibrate(targets, calibration, self.loss, needs=needs)
         if self._plans:
             scores = score_units(targets, self._selector, statistics, kind=self._support, seed=self._seed)
             self._adopt(
@@ -183,6 +187,7 @@ class SparseFineTuner(L.LightningModule):
             seed=self._seed,
             allocation=self._allocation,
         )
+        keep_less(self._trained_layers())
         self.selection_seconds = time.perf_counter() - started
         _LOG.info(
             "selected %s of %s weights in %d layers by %s (%.1f s)",
@@ -220,8 +225,11 @@ class SparseFineTuner(L.LightningModule):
     def _set_modes(self) -> None:
         """Put what is trained in training mode; frozen layers stay deterministic, since their outputs are kept."""
         self.model.train(self._first_layer == 0)
-        for layer in decoder_layers(self.model)[1][self._first_layer :]:
+        for layer in self._trained_layers():
             layer.train()
+
+    def _trained_layers(self) -> list[nn.Module]:
+        return list(decoder_layers(self.model)[1])[self._first_layer :]
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = {
@@ -310,6 +318,7 @@ class SparseFineTuner(L.LightningModule):
             support.age.copy_(parts["age"])
             install(self.model, targets[name], support).commit()
         recall_choices(checkpoint["element_gradients"])
+        keep_less(self._trained_layers())
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         self._loader_state = checkpoint["train_loader"]
         if checkpoint["prefix_cache_bytes"] is not None:
@@ -352,5 +361,6 @@ class SparseFineTuner(L.LightningModule):
         """Give the model its plain layers back, trained, in evaluation mode, and return it."""
         uninstall(self.model)
         self.model.activation_checkpointing_disable()
+        keep_all(self._trained_layers())
         self._prefix_cache = None
         return cast("PreTrainedModel", self.model.eval())

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -115,3 +117,22 @@ def copy_weights(model: torch.nn.Module, names: Sequence[str] | None = None) -> 
         if not name.endswith("support.values")
     }
     return {name: weights[name] for name in names} if names else weights
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts as torch's FlopCounterMode does, which can't follow a graph inside a backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.count += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@pytest.fixture
+def count_flops() -> type[FlopCounter]:
+    return FlopCounter

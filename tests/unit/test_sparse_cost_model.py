@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparsegate.data.datamodule import IGNORED, collate
 from sparsegate.sparse.cost_model import BatchShape, CostModel
@@ -47,30 +46,30 @@ def tune(make_model, batch):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
 @pytest.mark.parametrize("kind", ["column", "row", "element"])
 @pytest.mark.parametrize("first_layer", [0, 1, 3])
-def test_flops_of_a_step_are_those_that_torch_counts(tune, costs, batch, family, kind, first_layer):
+def test_flops_of_a_step_are_those_that_torch_counts(tune, costs, batch, count_flops, family, kind, first_layer):
     tuner = tune(family, kind, first_layer / 4, attention="eager")  # torch does not count fused attention on the CPU
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         tuner.loss(batch).backward()
     predicted = costs(family, kind).step_flops(first_layer=first_layer, density=0.25, cached=False)
-    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert predicted == pytest.approx(counter.count, rel=0.01)
 
 
-def test_flops_of_a_step_from_the_prefix_cache_are_those_that_torch_counts(tune, costs, batch):
+def test_flops_of_a_step_from_the_prefix_cache_are_those_that_torch_counts(tune, costs, batch, count_flops):
     tuner = tune("llama", "column", 0.5, attention="eager", cache_prefix=True)
     tuner.loss(batch)
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         tuner.loss(batch).backward()
     predicted = costs("llama", "column").step_flops(first_layer=2, density=0.25, cached=True)
-    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert predicted == pytest.approx(counter.count, rel=0.01)
 
 
-def test_flops_of_full_fine_tuning_are_those_that_torch_counts(any_model, costs, batch):
+def test_flops_of_full_fine_tuning_are_those_that_torch_counts(any_model, costs, batch, count_flops):
     any_model.set_attn_implementation("eager")
     any_model.requires_grad_(True)
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         supervised_loss(any_model, batch).backward()
     predicted = costs(any_model.config.model_type, "column").full_step_flops()
-    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert predicted == pytest.approx(counter.count, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])

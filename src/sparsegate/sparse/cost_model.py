@@ -11,7 +11,7 @@ FLOPs, two for each multiply-add, of T tokens in sequences of width w:
 Normalisation, activation functions and the optimizer are left out. Bytes are those of the trainable state, of what the
 trained layers keep for the backward pass, and of the log-probabilities. A layer keeps the inputs of its maps (column
 supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
-function takes and gives, the gate's partner, and two residual states; attention is taken to be fused (``sdpa``).
+function takes, the gate's partner, and two residual states; attention is taken to be fused (``sdpa``).
 
 The maps of a layer fall into blocks by the module that holds them: attention first, the MLP second. The last map of a
 block gives its result, the others read its input. Measured by ``tests/unit/test_sparse_cost_model.py``.
@@ -134,7 +134,7 @@ class CostModel:
         """Return how many numbers a layer keeps for each token."""
         attention, *others = blocks
         width = 4 * attention.result.shape[1] + self.batch.width
-        width += sum(sum(t.shape[0] for t in block.readers) + block.result.shape[1] for block in others)
+        width += sum(t.shape[0] for block in others for t in block.readers)
         width += sum(_input_width(block) for block in blocks)  # residual states
         if self.kind == "column":
             return width + sum(uniform_counts(_maps(blocks), density))

@@ -1,6 +1,7 @@
 """Is the candidate accurate enough?
 
-The lower end of a Wilson interval must reach the floor: overall, for each label and for each slice. The lower end of
+The lower end of a Wilson interval must reach the floor: overall, for each label and for each slice (or, where the
+policy says ``slice_rule: holm``, no label or slice may be shown to miss its floor). The lower end of
 Tango's interval of the gain over the untouched base model must reach the gain asked for.
 """
 
@@ -14,8 +15,17 @@ from sparsegate.contracts import JSON, Check, GateContext, GateResult, Predictio
 from sparsegate.evaluation.intervals import wilson
 from sparsegate.files import sha256_file
 from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.lint import Need, Sizes, smallest_group
+from sparsegate_gates.needs import floor_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
-from sparsegate_gates.slices import SmallSlices, judge_groups, positions_by_slice
+from sparsegate_gates.slices import (
+    GroupLoss,
+    SliceRule,
+    SmallSlices,
+    judge_groups,
+    judge_groups_by_holm,
+    positions_by_slice,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class AccuracySettings:
         slice_floor: Lower bound of each slice's accuracy must reach this; None does not ask.
         slice_minimum_n: Items that a label or slice needs to be judged by itself.
         small_slices: What a label or slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
+        slice_rule: ``prove``: each label and slice must reach its floor at the lower end. ``holm``: none may be shown
+            to miss it, with Holm's correction over all labels, and over all slices.
         confidence: Two-sided level of the intervals.
     """
 
@@ -42,6 +54,7 @@ class AccuracySettings:
     slice_floor: float | None = None
     slice_minimum_n: int = 30
     small_slices: SmallSlices = "report"
+    slice_rule: SliceRule = "prove"
     confidence: float = 0.95
 
     def problems(self) -> dict[str, str]:
@@ -55,6 +68,17 @@ class AccuracySettings:
             slice_minimum_n=at_least("slice_minimum_n", self.slice_minimum_n, 1),
             confidence=level("confidence", self.confidence),
         )
+
+    def needs(self, sizes: Sizes) -> list[Need]:
+        asked: list[tuple[str, int, float, int]] = [("accuracy", sizes.evaluation, self.floor, self.minimum_n)]
+        for groups, floor in ((sizes.labels, self.class_recall_floor), (sizes.slices, self.slice_floor)):
+            found = smallest_group(groups, self.slice_minimum_n, block=self.small_slices == "block")
+            if floor is not None and found and self.slice_rule == "prove":
+                asked.append((f"smallest group, {found[0]}", found[1], floor, self.slice_minimum_n))
+        return [
+            floor_need(question, "evaluation", has, floor=floor, minimum_n=least, confidence=self.confidence)
+            for question, has, floor, least in asked
+        ]
 
 
 class Accuracy:
@@ -138,10 +162,26 @@ def _group_checks(
         def judge(name: str, positions: list[int], floor: float = floor) -> Check:
             return _floor_check(name, lines, positions, floor, settings.slice_minimum_n, settings)
 
-        found, left_out = judge_groups(groups, judge, minimum_n=settings.slice_minimum_n, small=settings.small_slices)
+        def loss(name: str, positions: list[int], floor: float = floor) -> GroupLoss:
+            return _floor_loss(name, [lines[position] for position in positions], floor)
+
+        limits: dict[str, Any] = {"minimum_n": settings.slice_minimum_n, "small": settings.small_slices}
+        if settings.slice_rule == "holm":
+            found, left_out = judge_groups_by_holm(groups, loss, error=(1 - settings.confidence) / 2, **limits)
+        else:
+            found, left_out = judge_groups(groups, judge, **limits)
         checks += found
         not_judged += left_out
     return checks, not_judged
+
+
+def _floor_loss(name: str, lines: Sequence[Prediction], floor: float) -> GroupLoss:
+    from scipy.stats import binom
+
+    wrong = tuple(line.id for line in lines if not line.correct)
+    right = len(lines) - len(wrong)
+    reason = f"{right} of {len(lines)} right, floor {floor:g}"
+    return GroupLoss(name, float(binom.cdf(right, len(lines), floor)), len(lines), reason, wrong)
 
 
 def _figures(lines: Sequence[Prediction]) -> dict[str, Any]:

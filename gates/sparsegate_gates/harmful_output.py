@@ -15,6 +15,8 @@ from sparsegate.contracts import JSON, Check, GateContext, GateResult
 from sparsegate_gates.evidence import PairedCounts, read_predictions, read_samples
 from sparsegate_gates.judges import load_judge
 from sparsegate_gates.judging import canary_checks, ceiling_check, judge_pair, new_faults, rates_by_category
+from sparsegate_gates.lint import Need, Sizes
+from sparsegate_gates.needs import canary_needs, ceiling_need, margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
 
 
@@ -54,6 +56,19 @@ class HarmfulOutputSettings:
             canary_minimum_n=at_least("canary_minimum_n", self.canary_minimum_n, 1),
             confidence=level("confidence", self.confidence),
         )
+
+    def needs(self, sizes: Sizes) -> list[Need]:
+        n, least, sure = sizes.red_team, self.minimum_n, self.confidence
+        found = [
+            margin_need(
+                "harmful over base", "red team", n, margin=self.margin_over_base, minimum_n=least, confidence=sure
+            )
+        ]
+        if self.ceiling is not None:
+            found.append(
+                ceiling_need("harmful", "red team", n, ceiling=self.ceiling, minimum_n=least, confidence=sure)
+            )
+        return found + canary_needs(sizes, "harmful", self.canary_minimum_n)
 
 
 class HarmfulOutput:

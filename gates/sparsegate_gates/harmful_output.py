@@ -65,9 +65,7 @@ class HarmfulOutputSettings:
             )
         ]
         if self.ceiling is not None:
-            found.append(
-                ceiling_need("harmful", "red team", n, ceiling=self.ceiling, minimum_n=least, confidence=sure)
-            )
+            found.append(ceiling_need("harmful", "red team", n, ceiling=self.ceiling, minimum_n=least, confidence=sure))
         return found + canary_needs(sizes, "harmful", self.canary_minimum_n)
 
 

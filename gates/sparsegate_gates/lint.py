@@ -106,7 +106,8 @@ def lint(policy: Policy, sizes: Sizes) -> dict[str, list[Need]]:
         sizes: What there is.
     """
     return {
-        name: settings.needs(sizes) if isinstance(settings, Countable) else [] for name, settings in policy.gates.items()
+        name: settings.needs(sizes) if isinstance(settings, Countable) else []
+        for name, settings in policy.gates.items()
     }
 
 

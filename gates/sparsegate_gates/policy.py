@@ -57,8 +57,12 @@ def load_policy(name_or_path: str, *, gates: Mapping[str, type[Gate]] | None = N
         ConfigError: With every problem, each with file and line; also if no gate is asked.
     """
     known = all_gates() if gates is None else dict(gates)
-    path = _find(name_or_path)
-    parent = _parent(path, known)
+    return _load(_find(name_or_path), known, ())
+
+
+def _load(path: Path, known: Mapping[str, type[Gate]], children: tuple[Path, ...]) -> Policy:
+    """Read a policy that the ``children`` extend, the nearest last."""
+    parent = _parent(path, known, children)
     file = load(path, _policy_type(known, parent))
     asked = _asked(file, path, parent, known)
     keys = _keys(file.approvers, path.parent)
@@ -69,20 +73,21 @@ def load_policy(name_or_path: str, *, gates: Mapping[str, type[Gate]] | None = N
     return Policy(path.stem, sha256_bytes(canonical_json(decides).encode()), asked, approvers)
 
 
-def _parent(path: Path, gates: Mapping[str, type[Gate]]) -> Policy | None:
+def _parent(path: Path, known: Mapping[str, type[Gate]], children: tuple[Path, ...]) -> Policy | None:
     """Return the one policy that a policy extends.
 
     Raises:
-        ConfigError: If that one can't be read, or extends a policy itself.
+        ConfigError: If that one can't be read, or extends this one.
     """
     wanted = _extends(path)
     if wanted is None:
         return None
     # a path is meant from where the policy file is
     parent = wanted if wanted in shipped_policies() or not _is_file_name(wanted) else str(path.parent / wanted)
-    if _extends(_find(parent)) is not None:
-        raise ConfigError([f"{path}: extends '{wanted}', which extends a policy itself; extend that one, or copy it"])
-    return load_policy(parent, gates=gates)
+    found = _find(parent)
+    if found.resolve() in (above.resolve() for above in (*children, path)):
+        raise ConfigError([f"{path}: extends '{wanted}', which extends this one; one of them must stand alone"])
+    return _load(found, known, (*children, path))
 
 
 def _extends(path: Path) -> str | None:
@@ -119,7 +124,7 @@ def _policy_type(gates: Mapping[str, type[Gate]], parent: Policy | None) -> type
         (name, _block_type(gate.settings, inherited.get(name)) | None, field(default=None))
         for name, gate in gates.items()
     ]
-    others = [
+    others: list[Any] = [
         ("extends", str | None, field(default=None)),
         ("approvers", Mapping[str, str], field(default_factory=dict)),
     ]
@@ -140,9 +145,7 @@ def _block_type(settings: type[Any], inherited: Any) -> type[Any]:
     return make_dataclass(settings.__name__, [reason, *defaults], bases=(settings,), frozen=True, kw_only=True)
 
 
-def _asked(
-    policy_file: Any, path: Path, parent: Policy | None, gates: Mapping[str, type[Gate]]
-) -> dict[str, Any]:
+def _asked(policy_file: Any, path: Path, parent: Policy | None, gates: Mapping[str, type[Gate]]) -> dict[str, Any]:
     """Return each gate's settings: the file's own block, else the inherited one."""
     asked: dict[str, Any] = {}
     for name, gate in gates.items():

@@ -118,5 +118,7 @@ def _choose(
     if not groups:
         return {}, [], ["no groups: the samples have no slice column"]
     chosen = {name: found for name, found in groups.items() if len(found) >= minimum_n or small == "block"}
-    left_out = [f"{name}: {len(found)} items, needs {minimum_n}" for name, found in groups.items() if name not in chosen]
+    left_out = [
+        f"{name}: {len(found)} items, needs {minimum_n}" for name, found in groups.items() if name not in chosen
+    ]
     return chosen, [], left_out

@@ -146,3 +146,21 @@ def test_a_generation_task_is_judged_by_its_correct_flag(files):
 )
 def test_settings_say_what_is_wrong(change, field):
     assert list(settings(**change).problems()) == [field]
+
+
+def test_a_label_that_is_shown_to_miss_its_floor_blocks_under_holm(files):
+    right = [position % 4 != 0 for position in range(400)]
+    files.predictions("predictions.candidate", right)
+    files.predictions("predictions.base", [False] * 400)
+    result = run(files, floor=0.6, class_recall_floor=0.2, slice_rule="holm")
+    assert [check.name for check in result.checks if check.verdict is Verdict.FAIL] == [
+        "label=billing: Holm-adjusted p"
+    ]
+    assert "0 of 100 right, floor 0.2" in result.reason
+
+
+def test_a_label_that_can_not_prove_its_floor_passes_under_holm_only(files, share):
+    files.predictions("predictions.candidate", share(190, 200))
+    files.predictions("predictions.base", share(60, 200))
+    assert run(files, class_recall_floor=0.93).verdict is Verdict.FAIL
+    assert run(files, class_recall_floor=0.93, slice_rule="holm").verdict is Verdict.PASS

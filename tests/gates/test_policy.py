@@ -79,6 +79,19 @@ def test_the_digest_covers_the_policy_that_is_extended(tmp_path):
     assert load_policy(policy(tmp_path, child)).sha256 != before
 
 
+def test_a_policy_extends_one_that_extends_another(tmp_path):
+    found = load_policy(policy(tmp_path, "extends: pilot\ncost:\n  reason: test\n  max_train_seconds: 9\n"))
+    assert found.gates["accuracy"] == load_policy("pilot").gates["accuracy"]
+    assert found.gates["integrity"] == load_policy("standard").gates["integrity"]
+    assert found.gates["cost"].max_train_seconds == 9
+
+
+def test_policies_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "other.yaml").write_text("extends: own.yaml\n")
+    with pytest.raises(ConfigError, match="which extends this one"):
+        load_policy(policy(tmp_path, "extends: other.yaml\n"))
+
+
 def test_whoever_changes_a_threshold_gives_a_reason(tmp_path):
     with pytest.raises(ConfigError, match=r"own.yaml:3: 'accuracy.reason' is missing"):
         load_policy(policy(tmp_path, "extends: standard\naccuracy:\n  floor: 0.1\n"))
@@ -90,8 +103,7 @@ def test_whoever_changes_a_threshold_gives_a_reason(tmp_path):
         ("extends: standart\n", "did you mean 'standard'"),
         ("extends: missing.yaml\n", "no such configuration file"),
         ("extends: [standard, strict]\n", "extends must be a single value"),
-        ("extends: pilot\n", "extends 'pilot', which extends a policy itself"),
-        ("extends: own.yaml\n", "which extends a policy itself"),
+        ("extends: own.yaml\n", "extends 'own.yaml', which extends this one"),
         ("extends: standard\nextends: strict\n", "'extends' stands twice"),
         (CHILD + "  flor: 1\n", "unknown key 'accuracy.flor'; did you mean 'floor'"),
         (CHILD.replace("0.9", "90"), "floor must be in"),

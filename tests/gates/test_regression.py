@@ -137,3 +137,49 @@ def test_nan_in_a_file_is_an_error(files, share):
 
 def test_settings_say_what_is_wrong():
     assert list(RegressionSettings(reason="", margin=-0.1, minimum_n=0).problems()) == ["reason", "margin", "minimum_n"]
+
+
+# --- slices by Holm's correction ---
+
+
+def sliced(files, lost, *, groups=20, size=40):
+    """Write a champion that is right and a candidate that loses so many items of the first slices."""
+    for name in ("champion", "candidate"):
+        lines = []
+        for position in range(groups * size):
+            group, place = divmod(position, size)
+            wrong = name == "candidate" and group < len(lost) and place < lost[group]
+            answer = "b" if wrong else "a"
+            lines.append(Prediction(f"q{position}", "a", answer, not wrong, None, {"desk": f"d{group:02}"}))
+        files.records(f"predictions.{name}", lines)
+
+
+def test_a_slice_that_is_shown_to_lose_blocks_and_names_its_items(files):
+    sliced(files, [20])
+    result = run(files, margin=0.1, slice_margin=0.1, slice_rule="holm")
+    assert result.verdict is Verdict.FAIL
+    assert [check.name for check in result.checks if check.verdict is Verdict.FAIL] == ["desk=d00: Holm-adjusted p"]
+    assert "20 lost and 0 won of 40, margin 0.1" in result.reason
+    assert result.deciding is not None
+    assert result.deciding.items == tuple(sorted(f"q{i}" for i in range(20))[:10])
+
+
+def test_many_small_slices_do_not_block_an_equal_model_under_holm(files):
+    sliced(files, [4, 5, 6])
+    assert run(files, margin=0.1, slice_margin=0.1, slice_rule="prove").verdict is Verdict.FAIL
+    assert run(files, margin=0.1, slice_margin=0.1, slice_rule="holm").verdict is Verdict.PASS
+
+
+def test_the_correction_grows_with_the_number_of_slices(files):
+    sliced(files, [11], groups=2)
+    few = run(files, margin=1, minimum_n=1, slice_margin=0.1, slice_rule="holm").checks[1].observed
+    sliced(files, [11], groups=20)
+    many = run(files, margin=1, minimum_n=1, slice_margin=0.1, slice_rule="holm").checks[1].observed
+    assert few is not None
+    assert many == pytest.approx(10 * few)
+
+
+def test_a_small_slice_blocks_under_holm_too_where_the_policy_says_so(files):
+    sliced(files, [], size=10)
+    result = run(files, margin=0.1, slice_margin=0.1, slice_rule="holm", small_slices="block")
+    assert result.verdict is Verdict.INSUFFICIENT

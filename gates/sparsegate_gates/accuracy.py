@@ -22,8 +22,10 @@ from sparsegate_gates.slices import (
     GroupLoss,
     SliceRule,
     SmallSlices,
+    cluster_interval,
     judge_groups,
     judge_groups_by_holm,
+    paired_interval,
     positions_by_slice,
 )
 
@@ -43,6 +45,8 @@ class AccuracySettings:
         small_slices: What a label or slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
         slice_rule: ``prove``: each label and slice must reach its floor at the lower end. ``holm``: none may be shown
             to miss it, with Holm's correction over all labels, and over all slices.
+        cluster_column: Slice column (such as a document) whose items belong together: the bounds on all items then use
+            a bootstrap of whole clusters. None takes items for independent.
         confidence: Two-sided level of the intervals.
     """
 
@@ -55,6 +59,7 @@ class AccuracySettings:
     slice_minimum_n: int = 30
     small_slices: SmallSlices = "report"
     slice_rule: SliceRule = "prove"
+    cluster_column: str | None = None
     confidence: float = 0.95
 
     def problems(self) -> dict[str, str]:
@@ -71,7 +76,10 @@ class AccuracySettings:
 
     def needs(self, sizes: Sizes) -> list[Need]:
         asked: list[tuple[str, int, float, int]] = [("accuracy", sizes.evaluation, self.floor, self.minimum_n)]
-        for groups, floor in ((sizes.labels, self.class_recall_floor), (sizes.slices, self.slice_floor)):
+        for groups, floor in (
+            (sizes.labels, self.class_recall_floor),
+            (sizes.slices_but(self.cluster_column), self.slice_floor),
+        ):
             found = smallest_group(groups, self.slice_minimum_n, block=self.small_slices == "block")
             if floor is not None and found and self.slice_rule == "prove":
                 asked.append((f"smallest group, {found[0]}", found[1], floor, self.slice_minimum_n))
@@ -97,6 +105,8 @@ class Accuracy:
 
         everything = list(range(len(candidate)))
         checks = [_floor_check("accuracy", candidate, everything, settings.floor, settings.minimum_n, settings)]
+        if settings.cluster_column:
+            checks = [_clustered_floor_check(checks[0], candidate, settings, settings.cluster_column)]
         gain = PairedCounts.of([line.correct for line in candidate], [line.correct for line in base])
         checks.append(
             Check.at_least(
@@ -105,7 +115,7 @@ class Accuracy:
                 settings.gain_over_base,
                 n=gain.n,
                 minimum_n=settings.minimum_n,
-                interval=gain.interval(settings.confidence),
+                interval=paired_interval(candidate, base, settings.cluster_column, settings.confidence),
             )
         )
         group_checks, not_judged = _group_checks(candidate, settings, by_label=context.task == "classification")
@@ -142,6 +152,22 @@ def _floor_check(
     )
 
 
+def _clustered_floor_check(check: Check, lines: Sequence[Prediction], settings: AccuracySettings, column: str) -> Check:
+    """Return the floor's check on an interval over whole clusters."""
+    right = [float(line.correct) for line in lines]
+    interval = cluster_interval(lines, right, column, bounds=(0.0, 1.0), confidence=settings.confidence)
+    assert check.observed is not None, "a floor's check always measures"
+    return Check.at_least(
+        check.name,
+        check.observed,
+        settings.floor,
+        n=check.n,
+        minimum_n=settings.minimum_n,
+        interval=interval,
+        items=check.items,
+    )
+
+
 def _group_checks(
     lines: Sequence[Prediction], settings: AccuracySettings, *, by_label: bool
 ) -> tuple[list[Check], list[str]]:
@@ -153,7 +179,7 @@ def _group_checks(
             labels.setdefault(f"label={line.expected}", []).append(position)
         asked.append((dict(sorted(labels.items())), settings.class_recall_floor))
     if settings.slice_floor is not None:
-        asked.append((positions_by_slice(lines), settings.slice_floor))
+        asked.append((positions_by_slice(lines, but=settings.cluster_column), settings.slice_floor))
 
     checks: list[Check] = []
     not_judged: list[str] = []

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sparsegate.contracts import JSON, Sample
+from sparsegate.evaluation.judge_error import JudgeCalibration
 
 if TYPE_CHECKING:
     from sparsegate_gates.policy import Policy
@@ -57,6 +58,15 @@ class Sizes:
             labels=Counter(f"label={sample.response}" for sample in evaluation) if by_label else {},
             slices=Counter(f"{c}={sample.slices.get(c, '(missing)')}" for sample in evaluation for c in columns),
         )
+
+    def slices_but(self, column: str | None) -> dict[str, int]:
+        """Return the slices without those of a column that makes none."""
+        return {name: n for name, n in self.slices.items() if column is None or not name.startswith(f"{column}=")}
+
+    def faultless_judge(self, fault: str) -> JudgeCalibration | None:
+        """Return what the canaries can show of a judge at best; None if one kind is missing."""
+        with_label, without = (self.canaries.get(f"{fault}={label}", 0) for label in (True, False))
+        return JudgeCalibration(with_label, with_label, without, without) if with_label and without else None
 
 
 @dataclass(frozen=True)

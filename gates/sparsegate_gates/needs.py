@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from sparsegate.evaluation.intervals import clopper_pearson, tango, wilson
-from sparsegate.evaluation.planning import items_for_ceiling, items_for_floor, items_for_margin, most_that_pass
+from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate
+from sparsegate.evaluation.planning import (
+    items_for_ceiling,
+    items_for_floor,
+    items_for_margin,
+    least_items,
+    most_that_pass,
+)
 from sparsegate_gates.lint import Need, Sizes, at_least_items
 
 
@@ -14,11 +21,31 @@ def floor_need(question: str, items: str, has: int, *, floor: float, minimum_n: 
     return Need(question, items, has, at_least_items(minimum_n, items_for_floor(floor, confidence=confidence)), worst)
 
 
-def ceiling_need(question: str, items: str, has: int, *, ceiling: float, minimum_n: int, confidence: float) -> Need:
-    """Return what a ceiling over a rate asks for."""
-    most = most_that_pass(has, lambda faults: clopper_pearson(faults, has, confidence).high <= ceiling) if has else None
+def ceiling_need(
+    question: str,
+    items: str,
+    has: int,
+    *,
+    ceiling: float,
+    minimum_n: int,
+    confidence: float,
+    calibration: JudgeCalibration | None = None,
+) -> Need:
+    """Return what a ceiling over a rate asks for, the rate corrected for a judge's errors where they are given."""
+
+    def passes(faults: int, n: int) -> bool:
+        if calibration is None:
+            return clopper_pearson(faults, n, confidence).high <= ceiling
+        return corrected_rate(faults, n, calibration, confidence=confidence)[1].high <= ceiling
+
+    most = most_that_pass(has, lambda faults: passes(faults, has)) if has else None
     worst = "" if most is None else f"{most} of {has} ({most / has:.3f})"
-    needed = items_for_ceiling(ceiling, confidence=confidence) if ceiling < 1 else 1
+    if ceiling >= 1:
+        needed: int | None = 1
+    elif calibration is None:
+        needed = items_for_ceiling(ceiling, confidence=confidence)
+    else:
+        needed = least_items(lambda n: passes(0, n))
     return Need(question, items, has, at_least_items(minimum_n, needed), worst)
 
 

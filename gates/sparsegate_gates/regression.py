@@ -27,6 +27,7 @@ from sparsegate_gates.slices import (
     SmallSlices,
     judge_groups,
     judge_groups_by_holm,
+    paired_interval,
     positions_by_slice,
 )
 
@@ -44,6 +45,8 @@ class RegressionSettings:
         small_slices: What a slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
         slice_rule: ``prove``: each slice must keep its margin at the lower end. ``holm``: none may be shown to lose
             more, with Holm's correction over all slices.
+        cluster_column: Slice column (such as a document) whose items belong together: the bounds on all items then use
+            a bootstrap of whole clusters. None takes items for independent.
         confidence: Two-sided level of the intervals.
     """
 
@@ -54,6 +57,7 @@ class RegressionSettings:
     slice_minimum_n: int = 30
     small_slices: SmallSlices = "report"
     slice_rule: SliceRule = "prove"
+    cluster_column: str | None = None
     confidence: float = 0.95
 
     def problems(self) -> dict[str, str]:
@@ -70,7 +74,9 @@ class RegressionSettings:
         asked: list[tuple[str, int, float, int]] = [
             ("candidate - champion", sizes.evaluation, self.margin, self.minimum_n)
         ]
-        found = smallest_group(sizes.slices, self.slice_minimum_n, block=self.small_slices == "block")
+        found = smallest_group(
+            sizes.slices_but(self.cluster_column), self.slice_minimum_n, block=self.small_slices == "block"
+        )
         if self.slice_margin is not None and found and self.slice_rule == "prove":
             asked.append((f"smallest group, {found[0]}", found[1], self.slice_margin, self.slice_minimum_n))
         return [
@@ -102,7 +108,10 @@ class Regression:
                 -margin,
                 n=counts.n,
                 minimum_n=minimum_n,
-                interval=counts.interval(settings.confidence),
+                # a slice holds parts of clusters at best, and too few of them
+                interval=paired_interval(
+                    ours, theirs, settings.cluster_column if len(ours) == len(candidate) else None, settings.confidence
+                ),
                 items=negative_flips(ours, theirs)[:10],
             )
 
@@ -111,7 +120,7 @@ class Regression:
         not_judged: list[str] = []
         slice_margin = settings.slice_margin
         if slice_margin is not None:
-            groups = positions_by_slice(candidate)
+            groups = positions_by_slice(candidate, but=settings.cluster_column)
             limits: dict[str, Any] = {"minimum_n": settings.slice_minimum_n, "small": settings.small_slices}
             if settings.slice_rule == "holm":
                 slices, not_judged = judge_groups_by_holm(

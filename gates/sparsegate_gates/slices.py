@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsegate.contracts import Check, Prediction, Verdict
+from sparsegate.contracts import Check, Interval, Prediction, Verdict
+from sparsegate.errors import DataError
+from sparsegate.evaluation.bootstrap import cluster_bootstrap
 from sparsegate.evaluation.multiplicity import holm
+from sparsegate_gates.evidence import PairedCounts
 
 SmallSlices = Literal["report", "block"]
 SliceRule = Literal["prove", "holm"]
@@ -39,9 +42,45 @@ class GroupLoss:
     items: tuple[str, ...]
 
 
-def positions_by_slice(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
-    """Return the positions of each slice's items, keyed ``column=value``; an item without a column is ``(missing)``."""
-    columns = sorted({column for line in predictions for column in line.slices})
+def cluster_interval(
+    lines: Sequence[Prediction],
+    values: Sequence[float],
+    column: str,
+    *,
+    bounds: tuple[float, float],
+    confidence: float,
+) -> Interval:
+    """Return the interval of a mean over items that belong together where they share a column's value.
+
+    Raises:
+        DataError: If an item has no such column.
+    """
+    without = next((line.id for line in lines if column not in line.slices), None)
+    if without is not None:
+        raise DataError(f"item '{without}' has no column '{column}' to cluster by; add it to data.slice_columns")
+    clusters = [line.slices[column] for line in lines]
+    return cluster_bootstrap(values, clusters, bounds=bounds, confidence=confidence)
+
+
+def paired_interval(
+    ours: Sequence[Prediction], theirs: Sequence[Prediction], column: str | None, confidence: float
+) -> Interval:
+    """Return the interval of (our rate - theirs): Tango's, or over whole clusters where a column says which."""
+    right, others = [line.correct for line in ours], [line.correct for line in theirs]
+    if column is None:
+        return PairedCounts.of(right, others).interval(confidence)
+    change = [float(mine) - float(other) for mine, other in zip(right, others, strict=True)]
+    return cluster_interval(ours, change, column, bounds=(-1.0, 1.0), confidence=confidence)
+
+
+def positions_by_slice(predictions: Sequence[Prediction], *, but: str | None = None) -> dict[str, list[int]]:
+    """Return the positions of each slice's items, keyed ``column=value``; an item without a column is ``(missing)``.
+
+    Args:
+        predictions: The items.
+        but: A column that makes no slices: the one that items are clustered by.
+    """
+    columns = sorted({column for line in predictions for column in line.slices if column != but})
     found: dict[str, list[int]] = {}
     for column in columns:
         for position, line in enumerate(predictions):

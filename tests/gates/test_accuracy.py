@@ -164,3 +164,16 @@ def test_a_label_that_can_not_prove_its_floor_passes_under_holm_only(files, shar
     files.predictions("predictions.base", share(60, 200))
     assert run(files, class_recall_floor=0.93).verdict is Verdict.FAIL
     assert run(files, class_recall_floor=0.93, slice_rule="holm").verdict is Verdict.PASS
+
+
+def test_an_accuracy_over_few_documents_is_less_sure(files):
+    lines = [
+        Prediction(f"q{i}", "a", "a" if i // 20 % 10 else "b", bool(i // 20 % 10), None, {"doc": f"d{i // 20}"})
+        for i in range(400)
+    ]
+    files.records("predictions.candidate", lines)
+    files.records("predictions.base", [Prediction(line.id, "a", "b", False, None, line.slices) for line in lines])
+    files.records("data.evaluation", [Sample(line.id, "x", "a", line.slices) for line in lines])
+    assert run(files, floor=0.85).verdict is Verdict.PASS
+    result = run(files, floor=0.85, cluster_column="doc")
+    assert [check.verdict for check in result.checks] == [Verdict.FAIL, Verdict.PASS]

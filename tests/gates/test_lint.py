@@ -82,6 +82,24 @@ def test_the_smallest_slice_that_is_judged_is_what_counts(tmp_path):
     assert not need(blocking, sizes, "regression", "smallest group, channel=fax").can_pass
 
 
+def test_a_ceiling_corrected_for_the_judge_needs_more(tmp_path):
+    text = "extends: strict\nharmful_output:\n  reason: test\n  minimum_n: 1\n  correct_for_judge: "
+    plain = need(own(tmp_path, text + "false\n"), SHIPPED, "harmful_output", "harmful")
+    corrected = need(own(tmp_path, text + "true\n"), SHIPPED, "harmful_output", "harmful")
+    assert plain.needed == 36
+    assert corrected.needed > 2 * plain.needed
+    assert corrected.can_pass
+    few = Sizes(**{**vars(SHIPPED), "canaries": {"harmful=True": 1, "harmful=False": 1}})
+    assert need(own(tmp_path, text + "true\n"), few, "harmful_output", "harmful").needed > 160
+
+
+def test_a_column_to_cluster_by_is_no_slice(tmp_path):
+    path = own(tmp_path, "extends: strict\nregression:\n  reason: test\n  cluster_column: doc\n")
+    sizes = Sizes(**{**vars(SHIPPED), "slices": {"doc=1": 3, "channel=chat": 477}})
+    asked = [entry.question for entry in lint(load_policy(path), sizes)["regression"]]
+    assert asked == ["candidate - champion", "smallest group, channel=chat"]
+
+
 def test_nothing_at_all_passes_nothing():
     found = lint(load_policy("standard"), Sizes(0, 0, 0, 0))
     assert not any(entry.can_pass for asked in found.values() for entry in asked)

@@ -183,3 +183,43 @@ def test_a_small_slice_blocks_under_holm_too_where_the_policy_says_so(files):
     sliced(files, [], size=10)
     result = run(files, margin=0.1, slice_margin=0.1, slice_rule="holm", small_slices="block")
     assert result.verdict is Verdict.INSUFFICIENT
+
+
+# --- items that belong together ---
+
+
+def by_document(files, *, documents, size=20):
+    """Write a champion and a candidate that trade whole documents: each wins one where the other loses one."""
+    for name in ("champion", "candidate"):
+        lines = []
+        for position in range(documents * size):
+            document = position // size
+            right = document % 10 != (0 if name == "candidate" else 1)
+            lines.append(Prediction(f"q{position}", "a", "a" if right else "b", right, None, {"doc": f"d{document}"}))
+        files.records(f"predictions.{name}", lines)
+
+
+def test_whole_documents_that_change_sides_are_no_proof_that_items_would_be(files):
+    by_document(files, documents=30)
+    assert run(files, margin=0.06).verdict is Verdict.PASS
+    result = run(files, margin=0.06, cluster_column="doc")
+    assert result.verdict is Verdict.FAIL
+    assert result.checks[0].interval is not None
+    assert result.checks[0].interval.method == "cluster bootstrap"
+
+
+def test_a_column_to_cluster_by_makes_no_slices(files):
+    by_document(files, documents=30)
+    assert len(run(files, margin=0.5, slice_margin=0.5, slice_minimum_n=1, cluster_column="doc").checks) == 1
+
+
+def test_one_document_proves_nothing(files):
+    by_document(files, documents=1, size=400)
+    assert run(files, margin=0.5, cluster_column="doc").verdict is Verdict.FAIL
+
+
+def test_items_without_the_column_to_cluster_by_are_an_error(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.champion", share(400, 480))
+    with pytest.raises(DataError, match="no column 'doc' to cluster by"):
+        run(files, cluster_column="doc")

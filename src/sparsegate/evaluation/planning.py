@@ -32,7 +32,7 @@ def items_for_floor(floor: float, *, expected: float = 1.0, confidence: float = 
         half = z * math.sqrt(expected * (1 - expected) / n + z * z / (4 * n * n))
         return (expected + z * z / (2 * n) - half) / (1 + z * z / n) >= floor
 
-    return _least(holds)
+    return least_items(holds)
 
 
 def items_for_ceiling(ceiling: float, *, expected: float = 0.0, confidence: float = 0.95) -> int | None:
@@ -53,7 +53,7 @@ def items_for_ceiling(ceiling: float, *, expected: float = 0.0, confidence: floa
         count = expected * n
         return count < n and float(betaincinv(count + 1, n - count, 0.5 + confidence / 2)) <= ceiling
 
-    return _least(holds)
+    return least_items(holds)
 
 
 def items_for_margin(
@@ -77,7 +77,7 @@ def items_for_margin(
     if abs(difference) > differing:
         raise ValueError(f"difference must be at most differing={differing:g} either way, got {difference:g}")
     lost, won = (differing - difference) / 2, (differing + difference) / 2
-    return _least(lambda n: tango_upper(lost * n, won * n, n, confidence) <= margin)
+    return least_items(lambda n: tango_upper(lost * n, won * n, n, confidence) <= margin)
 
 
 def most_that_pass(n: int, passes: Callable[[int], bool]) -> int | None:
@@ -96,8 +96,8 @@ def most_that_pass(n: int, passes: Callable[[int], bool]) -> int | None:
     return low
 
 
-def _least(holds: Callable[[int], bool]) -> int | None:
-    """Return the least n that holds, if all larger ones do too."""
+def least_items(holds: Callable[[int], bool]) -> int | None:
+    """Return the least n that holds, if all larger ones do too; None if none up to ten million does."""
     high = 1
     while not holds(high):
         high *= 2

@@ -2,10 +2,12 @@
 
 import base64
 import json
+import shutil
 import subprocess
 from dataclasses import asdict, replace
 from datetime import date
 
+import numpy
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -195,8 +197,6 @@ def judged(tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
-    import numpy
-
     save_file({"w": numpy.zeros(2, numpy.float32)}, tmp_path / "base" / "model.safetensors")
     settings = {"model": {"source": "base"}, "data": {"train": "train.jsonl"}, "policy": "own.yaml"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -321,8 +321,8 @@ def test_a_report_edited_to_hold_a_waiver_is_not_believed(judged):
     assert stages.read_report(run).verdict is Verdict.FAIL
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
 def test_openssl_makes_the_keys_that_the_documentation_names(tmp_path):
-    pytest.importorskip("shutil").which("openssl") or pytest.skip("no openssl here")
     private, public = tmp_path / "k.pem", tmp_path / "k.pub.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
     subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)

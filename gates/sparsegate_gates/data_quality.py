@@ -15,6 +15,7 @@ from sparsegate.contracts import Check, GateContext, GateResult, Sample, Verdict
 from sparsegate.data.fingerprint import dataset_digest, find_duplicates, find_label_conflicts, find_leakage
 from sparsegate_gates.evidence import read_samples
 from sparsegate_gates.expectation_suite import ExpectationOutcome, load_suite, run_suite
+from sparsegate_gates.lint import Need, Sizes
 from sparsegate_gates.rules import at_least, collect, given, in_range
 
 
@@ -58,6 +59,12 @@ class DataQualitySettings:
             max_duplicate_fraction=in_range("max_duplicate_fraction", self.max_duplicate_fraction),
             max_conflict_fraction=in_range("max_conflict_fraction", self.max_conflict_fraction),
         )
+
+    def needs(self, sizes: Sizes) -> list[Need]:
+        return [
+            Need("training rows", "train", sizes.train, self.minimum_rows),
+            Need("evaluation rows", "evaluation", sizes.evaluation, self.minimum_evaluation_rows),
+        ]
 
 
 class DataQuality:

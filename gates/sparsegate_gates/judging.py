@@ -10,6 +10,7 @@ from typing import Literal
 from sparsegate.contracts import JSON, Check, GateContext, Generation, Verdict
 from sparsegate.errors import DataError, MissingEvidenceError
 from sparsegate.evaluation.intervals import clopper_pearson
+from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate
 from sparsegate.files import read_records, sha256_file, write_records
 from sparsegate_gates.evidence import read_generations, require_same_items
 from sparsegate_gates.judges import Judge, Judgement
@@ -94,18 +95,44 @@ def canary_checks(context: GateContext, judge: Judge, fault: Fault, *, floor: fl
     return checks
 
 
+def calibration_of(canaries: Sequence[Check]) -> JudgeCalibration:
+    """Return the judge's errors as the canaries showed them: the checks of :func:`canary_checks`."""
+    found, cleared = (round((check.observed or 0.0) * check.n) for check in canaries)
+    return JudgeCalibration(found, canaries[0].n, cleared, canaries[1].n)
+
+
 def ceiling_check(
-    name: str, judged: Sequence[JudgedAnswer], fault: Fault, ceiling: float, minimum_n: int, confidence: float
+    name: str,
+    judged: Sequence[JudgedAnswer],
+    fault: Fault,
+    ceiling: float,
+    minimum_n: int,
+    confidence: float,
+    *,
+    calibration: JudgeCalibration | None = None,
 ) -> Check:
-    """Judge that the exact upper bound of a fault's rate stays within a ceiling."""
+    """Judge that the upper bound of a fault's rate stays within a ceiling.
+
+    Args:
+        name: Name of the check.
+        judged: The answers.
+        fault: The fault.
+        ceiling: The bound.
+        minimum_n: Answers needed.
+        confidence: Two-sided level.
+        calibration: The judge's errors, for which the rate is corrected; None takes the judge at its word.
+    """
     faulty = [answer.id for answer in judged if answer.counts_as(fault)]
+    rate, interval = len(faulty) / len(judged), clopper_pearson(len(faulty), len(judged), confidence)
+    if calibration is not None:
+        rate, interval = corrected_rate(len(faulty), len(judged), calibration, confidence=confidence)
     return Check.at_most(
         name,
-        len(faulty) / len(judged),
+        rate,
         ceiling,
         n=len(judged),
         minimum_n=minimum_n,
-        interval=clopper_pearson(len(faulty), len(judged), confidence),
+        interval=interval,
         unscorable=sum(not answer.scorable for answer in judged),
         items=tuple(faulty),
     )

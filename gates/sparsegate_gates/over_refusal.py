@@ -13,6 +13,8 @@ from sparsegate.contracts import Check, GateContext, GateResult
 from sparsegate_gates.evidence import PairedCounts
 from sparsegate_gates.judges import load_judge
 from sparsegate_gates.judging import canary_checks, ceiling_check, judge_pair, new_faults, rates_by_category
+from sparsegate_gates.lint import Need, Sizes
+from sparsegate_gates.needs import canary_needs, ceiling_need, margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
 
 
@@ -50,6 +52,16 @@ class OverRefusalSettings:
             canary_minimum_n=at_least("canary_minimum_n", self.canary_minimum_n, 1),
             confidence=level("confidence", self.confidence),
         )
+
+    def needs(self, sizes: Sizes) -> list[Need]:
+        n, least, sure = sizes.benign, self.minimum_n, self.confidence
+        return [
+            ceiling_need("refused", "benign", n, ceiling=self.ceiling, minimum_n=least, confidence=sure),
+            margin_need(
+                "refused over base", "benign", n, margin=self.margin_over_base, minimum_n=least, confidence=sure
+            ),
+            *canary_needs(sizes, "refused", self.canary_minimum_n),
+        ]
 
 
 class OverRefusal:

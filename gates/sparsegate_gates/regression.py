@@ -1,7 +1,8 @@
 """Is the candidate at least as good as the champion?
 
 Paired non-inferiority: the lower end of Tango's interval of (candidate - champion) must not fall below minus the
-margin, overall and in each slice. A first version has no champion; it is held against the base model, and only where
+margin, overall and in each slice (or, where the policy says ``slice_rule: holm``, no slice may be shown to lose more
+than its margin). A first version has no champion; it is held against the base model, and only where
 the run says that it is the first.
 """
 
@@ -10,15 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult, Prediction
 from sparsegate.errors import MissingEvidenceError
-from sparsegate.evaluation.intervals import mcnemar_exact
+from sparsegate.evaluation.intervals import mcnemar_exact, tango_p
 from sparsegate.files import sha256_file
 from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.lint import Need, Sizes, smallest_group
+from sparsegate_gates.needs import margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
-from sparsegate_gates.slices import SmallSlices, judge_groups, positions_by_slice
+from sparsegate_gates.slices import (
+    GroupLoss,
+    SliceRule,
+    SmallSlices,
+    judge_groups,
+    judge_groups_by_holm,
+    paired_interval,
+    positions_by_slice,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,10 @@ class RegressionSettings:
         slice_margin: The same for each slice; None does not ask.
         slice_minimum_n: Items that a slice needs to be judged by itself.
         small_slices: What a slice below that does: ``report`` names it, ``block`` makes it INSUFFICIENT.
+        slice_rule: ``prove``: each slice must keep its margin at the lower end. ``holm``: none may be shown to lose
+            more, with Holm's correction over all slices.
+        cluster_column: Slice column (such as a document) whose items belong together: the bounds on all items then use
+            a bootstrap of whole clusters. None takes items for independent.
         confidence: Two-sided level of the intervals.
     """
 
@@ -41,6 +56,8 @@ class RegressionSettings:
     slice_margin: float | None = None
     slice_minimum_n: int = 30
     small_slices: SmallSlices = "report"
+    slice_rule: SliceRule = "prove"
+    cluster_column: str | None = None
     confidence: float = 0.95
 
     def problems(self) -> dict[str, str]:
@@ -52,6 +69,20 @@ class RegressionSettings:
             slice_minimum_n=at_least("slice_minimum_n", self.slice_minimum_n, 1),
             confidence=level("confidence", self.confidence),
         )
+
+    def needs(self, sizes: Sizes) -> list[Need]:
+        asked: list[tuple[str, int, float, int]] = [
+            ("candidate - champion", sizes.evaluation, self.margin, self.minimum_n)
+        ]
+        found = smallest_group(
+            sizes.slices_but(self.cluster_column), self.slice_minimum_n, block=self.small_slices == "block"
+        )
+        if self.slice_margin is not None and found and self.slice_rule == "prove":
+            asked.append((f"smallest group, {found[0]}", found[1], self.slice_margin, self.slice_minimum_n))
+        return [
+            margin_need(question, "evaluation", has, margin=margin, minimum_n=least, confidence=self.confidence)
+            for question, has, margin, least in asked
+        ]
 
 
 class Regression:
@@ -77,7 +108,10 @@ class Regression:
                 -margin,
                 n=counts.n,
                 minimum_n=minimum_n,
-                interval=counts.interval(settings.confidence),
+                # a slice holds parts of clusters at best, and too few of them
+                interval=paired_interval(
+                    ours, theirs, settings.cluster_column if len(ours) == len(candidate) else None, settings.confidence
+                ),
                 items=negative_flips(ours, theirs)[:10],
             )
 
@@ -86,12 +120,23 @@ class Regression:
         not_judged: list[str] = []
         slice_margin = settings.slice_margin
         if slice_margin is not None:
-            slices, not_judged = judge_groups(
-                positions_by_slice(candidate),
-                lambda name, positions: judge(name, positions, slice_margin, settings.slice_minimum_n),
-                minimum_n=settings.slice_minimum_n,
-                small=settings.small_slices,
-            )
+            groups = positions_by_slice(candidate, but=settings.cluster_column)
+            limits: dict[str, Any] = {"minimum_n": settings.slice_minimum_n, "small": settings.small_slices}
+            if settings.slice_rule == "holm":
+                slices, not_judged = judge_groups_by_holm(
+                    groups,
+                    lambda name, chosen: _loss(
+                        name, [candidate[i] for i in chosen], [other[i] for i in chosen], slice_margin
+                    ),
+                    error=(1 - settings.confidence) / 2,
+                    **limits,
+                )
+            else:
+                slices, not_judged = judge_groups(
+                    groups,
+                    lambda name, positions: judge(name, positions, slice_margin, settings.slice_minimum_n),
+                    **limits,
+                )
             checks += slices
         counts = PairedCounts.of([line.correct for line in candidate], [line.correct for line in other])
         return GateResult(
@@ -107,6 +152,13 @@ class Regression:
                 "not_judged": not_judged,
             },
         )
+
+
+def _loss(name: str, ours: Sequence[Prediction], theirs: Sequence[Prediction], margin: float) -> GroupLoss:
+    counts = PairedCounts.of([line.correct for line in ours], [line.correct for line in theirs])
+    p_value = tango_p(counts.only_candidate, counts.only_baseline, counts.n, difference=-margin)
+    reason = f"{counts.only_baseline} lost and {counts.only_candidate} won of {counts.n}, margin {margin:g}"
+    return GroupLoss(name, p_value, counts.n, reason, negative_flips(ours, theirs)[:10])
 
 
 def negative_flips(candidate: Sequence[Prediction], other: Sequence[Prediction]) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ def _run_apart(name: str, gate: type[Gate], context: GateContext, timeout_s: flo
         result = GateResult.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         return failed(f"its result can't be read: {error}")
+    if result.waiver is not None:
+        return failed("a gate can't waive itself")
     return result if result.gate == name else failed(f"its process answered for '{result.gate}'")
 
 

@@ -31,7 +31,8 @@ usage: sparsegate VERB [--help]
   train     validate the data and train; with --find_lr, suggest a learning rate
   gate      judge a run's candidate
   register  register and promote a candidate that has passed
-  validate  check configuration, policy and data; nothing is run or written
+  validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
+  waive     let a gate that failed pass once, by a signature
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
@@ -107,6 +108,9 @@ def validate(arguments: Sequence[str]) -> int:
     """Run ``sparsegate validate``."""
     config, options = _parse_config("validate", arguments)
     _quiet_logs()
+    from rich.console import Console
+
+    from sparsegate.workflow.readiness import needs_of, needs_table, needs_to_json, shortages
     from sparsegate.workflow.retrain import check
 
     policy, inputs = check(config)
@@ -120,12 +124,36 @@ def validate(arguments: Sequence[str]) -> int:
         "red_team": len(inputs.red_team),
         "benign": len(inputs.benign),
     }
+    needs = needs_of(policy, inputs)
+    short = shortages(needs)
     if options.json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print(json.dumps({**figures, "needs": needs_to_json(needs), "shortages": short}, ensure_ascii=False))
     else:
         for name, value in figures.items():
             print(f"{name:<11}{', '.join(value) if isinstance(value, list) else value}")
-        print("valid: nothing was run or written")
+        console = Console()
+        (console if console.is_terminal else Console(width=140)).print("", needs_table(needs), "", sep="\n")
+        for line in short:
+            print(f"can't pass: {line}")
+        print("valid: nothing was run or written" if not short else "valid, but no model can pass these gates")
+    return ExitCode.NOT_ENOUGH_EVIDENCE if short else ExitCode.PASSED
+
+
+def waive(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate waive``."""
+    parser = _run_parser("waive", "Let a gate that did not pass be passed over once, signed by an approver.")
+    parser.add_argument("--gate", required=True, help="the gate; never integrity, and never one that ended in ERROR")
+    parser.add_argument("--approver", required=True, help="your name in the policy's approvers")
+    parser.add_argument("--reason", required=True, help="why the failure is accepted")
+    parser.add_argument("--expires", required=True, metavar="DATE", help="last day on which it holds (2026-12-31)")
+    parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="your Ed25519 private key, PEM")
+    options = vars(parser.parse_args(arguments))
+    _quiet_logs()
+    from sparsegate.workflow.waive import waive as give
+
+    as_json = options.pop("json")
+    message = give(options.pop("run"), **options)
+    print(json.dumps({"message": message}, ensure_ascii=False) if as_json else message)
     return ExitCode.PASSED
 
 
@@ -166,6 +194,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "gate": gate,
     "register": register,
     "validate": validate,
+    "waive": waive,
     "bench": bench,
 }
 

@@ -284,7 +284,7 @@ class RunConfig:
         training: Sparse fine-tuning.
         evaluation: Predictions.
         registry: MLflow.
-        policy: Name of a shipped policy (``standard``, ``strict``) or a policy file.
+        policy: Name of a shipped policy (``pilot``, ``standard``, ``strict``) or a policy file.
         output_dir: Folder for runs; each gets a folder named by its key.
         slot: Name of the schedule slot (such as a date): the same inputs in another slot run again.
     """

@@ -147,9 +147,10 @@ class UnitSelector(MaskSelector, Protocol):
 
 
 class Verdict(StrEnum):
-    """How a gate ends. Only PASS lets a model through."""
+    """How a gate ends. Only PASS lets a model through, or WAIVED: it did not pass, and a signed waiver accepts that."""
 
     PASS = "PASS"
+    WAIVED = "WAIVED"
     FAIL = "FAIL"
     INSUFFICIENT = "INSUFFICIENT"
     ERROR = "ERROR"
@@ -158,14 +159,19 @@ class Verdict(StrEnum):
     def exit_code(self) -> ExitCode:
         return _EXIT_CODES[self]
 
+    @property
+    def releases(self) -> bool:
+        return self in (Verdict.PASS, Verdict.WAIVED)
+
 
 _EXIT_CODES = {
     Verdict.PASS: ExitCode.PASSED,
+    Verdict.WAIVED: ExitCode.PASSED,
     Verdict.FAIL: ExitCode.GATE_FAILED,
     Verdict.INSUFFICIENT: ExitCode.NOT_ENOUGH_EVIDENCE,
     Verdict.ERROR: ExitCode.ERROR,
 }
-_SEVERITY = (Verdict.PASS, Verdict.INSUFFICIENT, Verdict.FAIL, Verdict.ERROR)
+_SEVERITY = (Verdict.PASS, Verdict.WAIVED, Verdict.INSUFFICIENT, Verdict.FAIL, Verdict.ERROR)
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -221,6 +227,8 @@ class Check:
     items: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.verdict is Verdict.WAIVED:
+            raise ValueError(f"check '{self.name}' can't be waived; a waiver is for a whole gate")
         if self.verdict is Verdict.PASS:
             problem = self._pass_problem()
             if problem:
@@ -307,8 +315,33 @@ def _short(value: float) -> str:
 
 
 @dataclass(frozen=True)
+class Waiver:
+    """One approver's word that one gate of one candidate may fail; what a waiver file holds beside its signature.
+
+    Args:
+        gate: The gate.
+        subject_sha256: Digest of what was judged, hex.
+        policy_sha256: Digest of the policy it was judged by, hex.
+        author: Who made the run.
+        approver: Who accepts the failure; never the author.
+        reason: Why.
+        expires: Last day on which it holds, such as ``2026-12-31``.
+    """
+
+    gate: str
+    subject_sha256: str
+    policy_sha256: str
+    author: str
+    approver: str
+    reason: str
+    expires: str
+
+
+@dataclass(frozen=True)
 class GateResult:
     """What one gate found. Its verdict is the worst of its checks; no checks is ERROR.
+
+    With a waiver, FAIL and INSUFFICIENT become WAIVED; the checks go on to say what failed.
 
     Args:
         gate: The gate's name in the policy.
@@ -317,6 +350,7 @@ class GateResult:
         items_sha256: Digest of the per-item file the verdict rests on, hex.
         seconds: Time the gate took.
         details: Further figures for reports (JSON values only).
+        waiver: The waiver that was verified for it; a gate can't give itself one.
     """
 
     gate: str
@@ -325,21 +359,31 @@ class GateResult:
     items_sha256: str = ""
     seconds: float = 0.0
     details: Mapping[str, JSON] = field(default_factory=dict)
+    waiver: Waiver | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def measured(self) -> Verdict:
+        """The worst of the checks, whatever was waived."""
         return worst([check.verdict for check in self.checks])
 
     @property
+    def verdict(self) -> Verdict:
+        waived = self.waiver is not None and self.measured in (Verdict.FAIL, Verdict.INSUFFICIENT)
+        return Verdict.WAIVED if waived else self.measured
+
+    @property
     def deciding(self) -> Check | None:
-        """The first check with the gate's verdict: the one to show in a table."""
-        return next((check for check in self.checks if check.verdict is self.verdict), None)
+        """The first check that decided the verdict: the one to show in a table."""
+        return next((check for check in self.checks if check.verdict is self.measured), None)
 
     @property
     def reason(self) -> str:
         deciding = self.deciding
         if deciding is None:
             return "the gate asked nothing"
+        if self.verdict is Verdict.WAIVED and self.waiver is not None:
+            by = f"waived by {self.waiver.approver} until {self.waiver.expires}: {self.waiver.reason}"
+            return f"{self.measured}, {deciding.reason} ({by})"
         return deciding.reason
 
     def to_json(self) -> dict[str, JSON]:
@@ -359,8 +403,9 @@ class GateResult:
             )
             for check in data["checks"]
         )
-        fields = {key: value for key, value in data.items() if key not in {"verdict", "checks"}}
-        result = cls(checks=checks, **fields)
+        fields = {key: value for key, value in data.items() if key not in {"verdict", "checks", "waiver"}}
+        waiver = Waiver(**data["waiver"]) if data.get("waiver") else None
+        result = cls(checks=checks, waiver=waiver, **fields)
         if result.verdict.value != data["verdict"]:
             raise ValueError(f"gate '{result.gate}' says {data['verdict']} but its checks say {result.verdict}")
         return result
@@ -468,6 +513,7 @@ class RunManifest:
         base_digest: Digest of the base model folder.
         data_sha256: Name to digest of each input file.
         environment: Package name to version.
+        author: Who made the run first; a waiver needs somebody else. It does not decide the outcome.
     """
 
     run_key: str
@@ -477,6 +523,7 @@ class RunManifest:
     base_digest: str
     data_sha256: Mapping[str, str]
     environment: Mapping[str, str]
+    author: str = ""
 
 
 def canonical_json(value: JSON) -> str:

@@ -146,3 +146,34 @@ def test_a_generation_task_is_judged_by_its_correct_flag(files):
 )
 def test_settings_say_what_is_wrong(change, field):
     assert list(settings(**change).problems()) == [field]
+
+
+def test_a_label_that_is_shown_to_miss_its_floor_blocks_under_holm(files):
+    right = [position % 4 != 0 for position in range(400)]
+    files.predictions("predictions.candidate", right)
+    files.predictions("predictions.base", [False] * 400)
+    result = run(files, floor=0.6, class_recall_floor=0.2, slice_rule="holm")
+    assert [check.name for check in result.checks if check.verdict is Verdict.FAIL] == [
+        "label=billing: Holm-adjusted p"
+    ]
+    assert "0 of 100 right, floor 0.2" in result.reason
+
+
+def test_a_label_that_can_not_prove_its_floor_passes_under_holm_only(files, share):
+    files.predictions("predictions.candidate", share(190, 200))
+    files.predictions("predictions.base", share(60, 200))
+    assert run(files, class_recall_floor=0.93).verdict is Verdict.FAIL
+    assert run(files, class_recall_floor=0.93, slice_rule="holm").verdict is Verdict.PASS
+
+
+def test_an_accuracy_over_few_documents_is_less_sure(files):
+    lines = [
+        Prediction(f"q{i}", "a", "a" if i // 20 % 10 else "b", bool(i // 20 % 10), None, {"doc": f"d{i // 20}"})
+        for i in range(400)
+    ]
+    files.records("predictions.candidate", lines)
+    files.records("predictions.base", [Prediction(line.id, "a", "b", False, None, line.slices) for line in lines])
+    files.records("data.evaluation", [Sample(line.id, "x", "a", line.slices) for line in lines])
+    assert run(files, floor=0.85).verdict is Verdict.PASS
+    result = run(files, floor=0.85, cluster_column="doc")
+    assert [check.verdict for check in result.checks] == [Verdict.FAIL, Verdict.PASS]

@@ -27,8 +27,8 @@ def test_every_shipped_policy_loads_asks_all_gates_and_dates_its_reasons(name):
     assert all("2026-" in settings.reason for settings in found.gates.values())
 
 
-def test_the_shipped_policies_are_standard_and_strict():
-    assert shipped_policies() == ("standard", "strict")
+def test_the_shipped_policies_are_pilot_standard_and_strict():
+    assert shipped_policies() == ("pilot", "standard", "strict")
     assert load_policy("standard").gates["harmful_output"].ceiling is None
     assert load_policy("strict").gates["harmful_output"].ceiling == 0.1
 
@@ -53,6 +53,65 @@ def test_the_digest_follows_the_thresholds_and_not_the_layout(tmp_path):
     other = load_policy(policy(tmp_path, SOUND.replace("2", "3")))
     assert first.sha256 == again.sha256 != other.sha256
     assert list(first.gates) == ["integrity"]
+
+
+# --- one policy extends another ---
+
+CHILD = "extends: standard\naccuracy:\n  reason: test, today\n  floor: 0.9\n"
+
+
+def test_a_policy_keeps_what_it_does_not_change(tmp_path):
+    parent, child = load_policy("standard"), load_policy(policy(tmp_path, CHILD))
+    assert list(child.gates) == list(parent.gates)
+    assert child.gates["accuracy"].floor == 0.9
+    assert child.gates["accuracy"].gain_over_base == parent.gates["accuracy"].gain_over_base
+    assert child.gates["accuracy"].reason == "test, today"
+    assert type(child.gates["accuracy"]) is GATES["accuracy"].settings
+    assert child.gates["regression"] == parent.gates["regression"]
+    assert child.sha256 != parent.sha256
+
+
+def test_the_digest_covers_the_policy_that_is_extended(tmp_path):
+    (tmp_path / "parent.yaml").write_text(SOUND)
+    child = "extends: parent.yaml\ncost:\n  reason: x\n  max_train_seconds: 3\n  max_artifact_fraction: 1\n"
+    before = load_policy(policy(tmp_path, child)).sha256
+    (tmp_path / "parent.yaml").write_text(SOUND.replace("2", "3"))
+    assert load_policy(policy(tmp_path, child)).sha256 != before
+
+
+def test_a_policy_extends_one_that_extends_another(tmp_path):
+    found = load_policy(policy(tmp_path, "extends: pilot\ncost:\n  reason: test\n  max_train_seconds: 9\n"))
+    assert found.gates["accuracy"] == load_policy("pilot").gates["accuracy"]
+    assert found.gates["integrity"] == load_policy("standard").gates["integrity"]
+    assert found.gates["cost"].max_train_seconds == 9
+
+
+def test_policies_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "other.yaml").write_text("extends: own.yaml\n")
+    with pytest.raises(ConfigError, match="which extends this one"):
+        load_policy(policy(tmp_path, "extends: other.yaml\n"))
+
+
+def test_whoever_changes_a_threshold_gives_a_reason(tmp_path):
+    with pytest.raises(ConfigError, match=r"own.yaml:3: 'accuracy.reason' is missing"):
+        load_policy(policy(tmp_path, "extends: standard\naccuracy:\n  floor: 0.1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: standart\n", "did you mean 'standard'"),
+        ("extends: missing.yaml\n", "no such configuration file"),
+        ("extends: [standard, strict]\n", "extends must be a single value"),
+        ("extends: own.yaml\n", "extends 'own.yaml', which extends this one"),
+        ("extends: standard\nextends: strict\n", "'extends' stands twice"),
+        (CHILD + "  flor: 1\n", "unknown key 'accuracy.flor'; did you mean 'floor'"),
+        (CHILD.replace("0.9", "90"), "floor must be in"),
+    ],
+)
+def test_a_wrong_extension_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_policy(policy(tmp_path, text))
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,89 @@ def test_nan_in_a_file_is_an_error(files, share):
 
 def test_settings_say_what_is_wrong():
     assert list(RegressionSettings(reason="", margin=-0.1, minimum_n=0).problems()) == ["reason", "margin", "minimum_n"]
+
+
+# --- slices by Holm's correction ---
+
+
+def sliced(files, lost, *, groups=20, size=40):
+    """Write a champion that is right and a candidate that loses so many items of the first slices."""
+    for name in ("champion", "candidate"):
+        lines = []
+        for position in range(groups * size):
+            group, place = divmod(position, size)
+            wrong = name == "candidate" and group < len(lost) and place < lost[group]
+            answer = "b" if wrong else "a"
+            lines.append(Prediction(f"q{position}", "a", answer, not wrong, None, {"desk": f"d{group:02}"}))
+        files.records(f"predictions.{name}", lines)
+
+
+def test_a_slice_that_is_shown_to_lose_blocks_and_names_its_items(files):
+    sliced(files, [20])
+    result = run(files, margin=0.1, slice_margin=0.1, slice_rule="holm")
+    assert result.verdict is Verdict.FAIL
+    assert [check.name for check in result.checks if check.verdict is Verdict.FAIL] == ["desk=d00: Holm-adjusted p"]
+    assert "20 lost and 0 won of 40, margin 0.1" in result.reason
+    assert result.deciding is not None
+    assert result.deciding.items == tuple(sorted(f"q{i}" for i in range(20))[:10])
+
+
+def test_many_small_slices_do_not_block_an_equal_model_under_holm(files):
+    sliced(files, [4, 5, 6])
+    assert run(files, margin=0.1, slice_margin=0.1, slice_rule="prove").verdict is Verdict.FAIL
+    assert run(files, margin=0.1, slice_margin=0.1, slice_rule="holm").verdict is Verdict.PASS
+
+
+def test_the_correction_grows_with_the_number_of_slices(files):
+    sliced(files, [11], groups=2)
+    few = run(files, margin=1, minimum_n=1, slice_margin=0.1, slice_rule="holm").checks[1].observed
+    sliced(files, [11], groups=20)
+    many = run(files, margin=1, minimum_n=1, slice_margin=0.1, slice_rule="holm").checks[1].observed
+    assert few is not None
+    assert many == pytest.approx(10 * few)
+
+
+def test_a_small_slice_blocks_under_holm_too_where_the_policy_says_so(files):
+    sliced(files, [], size=10)
+    result = run(files, margin=0.1, slice_margin=0.1, slice_rule="holm", small_slices="block")
+    assert result.verdict is Verdict.INSUFFICIENT
+
+
+# --- items that belong together ---
+
+
+def by_document(files, *, documents, size=20):
+    """Write a champion and a candidate that trade whole documents: each wins one where the other loses one."""
+    for name in ("champion", "candidate"):
+        lines = []
+        for position in range(documents * size):
+            document = position // size
+            right = document % 10 != (0 if name == "candidate" else 1)
+            lines.append(Prediction(f"q{position}", "a", "a" if right else "b", right, None, {"doc": f"d{document}"}))
+        files.records(f"predictions.{name}", lines)
+
+
+def test_whole_documents_that_change_sides_are_no_proof_that_items_would_be(files):
+    by_document(files, documents=30)
+    assert run(files, margin=0.06).verdict is Verdict.PASS
+    result = run(files, margin=0.06, cluster_column="doc")
+    assert result.verdict is Verdict.FAIL
+    assert result.checks[0].interval is not None
+    assert result.checks[0].interval.method == "cluster bootstrap"
+
+
+def test_a_column_to_cluster_by_makes_no_slices(files):
+    by_document(files, documents=30)
+    assert len(run(files, margin=0.5, slice_margin=0.5, slice_minimum_n=1, cluster_column="doc").checks) == 1
+
+
+def test_one_document_proves_nothing(files):
+    by_document(files, documents=1, size=400)
+    assert run(files, margin=0.5, cluster_column="doc").verdict is Verdict.FAIL
+
+
+def test_items_without_the_column_to_cluster_by_are_an_error(files, share):
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.champion", share(400, 480))
+    with pytest.raises(DataError, match="no column 'doc' to cluster by"):
+        run(files, cluster_column="doc")

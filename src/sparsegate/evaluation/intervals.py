@@ -1,4 +1,4 @@
-"""How sure a measured rate is: confidence intervals for one rate and for the difference of two paired rates."""
+"""How sure a measured rate is: confidence intervals for one rate and for the difference of two rates."""
 
 from __future__ import annotations
 
@@ -78,10 +78,66 @@ def tango(both: int, only_candidate: int, only_baseline: int, neither: int, *, c
         raise ValueError(f"counts must be at least 0, got {counts}")
     n = sum(counts)
     _check_level(n, confidence)
-    quantile = _two_sided_quantile(confidence)
-    high = _upper_root(only_candidate, only_baseline, n, quantile)
-    low = -_upper_root(only_baseline, only_candidate, n, quantile)
+    high = tango_upper(only_candidate, only_baseline, n, confidence)
+    low = -tango_upper(only_baseline, only_candidate, n, confidence)
     return Interval(low=low, high=high, confidence=confidence, method="tango")
+
+
+def tango_p(only_candidate: int, only_baseline: int, n: int, *, difference: float) -> float:
+    """Return the one-sided p-value that (candidate rate - baseline rate) is at least a given difference.
+
+    A small value says that the candidate is worse than that. It belongs to :func:`tango`: it is below half the error
+    of the two-sided level exactly where the interval ends below ``difference``.
+
+    Args:
+        only_candidate: Items that count for the candidate alone.
+        only_baseline: Items that count for the baseline alone.
+        n: Items in all, at least 1.
+        difference: In (-1, 1).
+
+    Raises:
+        ValueError: If the counts or the difference can't be.
+
+    Example:
+        >>> f"{tango_p(0, 24, 480, difference=-0.03):.4f} {tango_p(12, 12, 480, difference=-0.03):.4f}"
+        '0.0051 0.9957'
+    """
+    from scipy.stats import norm
+
+    if min(only_candidate, only_baseline) < 0 or n < max(1, only_candidate + only_baseline):
+        raise ValueError(f"counts must be at least 0 and within n={n}, got {(only_candidate, only_baseline)}")
+    if not -1 < difference < 1:
+        raise ValueError(f"difference must be in (-1, 1), got {difference}")
+    excess = only_candidate - only_baseline - n * difference
+    variance = _variance(only_candidate, only_baseline, n, difference)
+    return float(norm.cdf(excess / math.sqrt(variance))) if variance > 0 else 1.0
+
+
+def newcombe(successes: int, n: int, other_successes: int, other_n: int, *, confidence: float = 0.95) -> Interval:
+    """Return Newcombe's hybrid score interval of (rate - other rate), each measured on items of its own.
+
+    Args:
+        successes: Items that count in the first set.
+        n: Items in the first set, at least 1.
+        other_successes: Items that count in the second set.
+        other_n: Items in the second set, at least 1.
+        confidence: Two-sided level, in (0, 1).
+
+    Raises:
+        ValueError: If the counts or the level can't be.
+
+    Source: Newcombe (1998), Statistics in Medicine 17:873-890, method 10.
+
+    Example:
+        >>> interval = newcombe(56, 70, 48, 80)
+        >>> f"{interval.low:.4f} to {interval.high:.4f}"
+        '0.0524 to 0.3339'
+    """
+    ours, theirs = wilson(successes, n, confidence), wilson(other_successes, other_n, confidence)
+    rate, other = successes / n, other_successes / other_n
+    low = rate - other - math.hypot(rate - ours.low, theirs.high - other)
+    high = rate - other + math.hypot(ours.high - rate, other - theirs.low)
+    return Interval(low=low, high=high, confidence=confidence, method="newcombe")
 
 
 def mcnemar_exact(only_candidate: int, only_baseline: int) -> float:
@@ -126,16 +182,18 @@ def _check_level(n: int, confidence: float) -> None:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
 
 
-def _two_sided_quantile(confidence: float) -> float:
+def two_sided_quantile(confidence: float) -> float:
+    """Return the normal quantile of a two-sided level, such as 1.96 of 0.95."""
     from scipy.stats import norm
 
     return float(norm.ppf(0.5 + confidence / 2))
 
 
-def _upper_root(plus: int, minus: int, n: int, quantile: float) -> float:
-    """Return the difference above (plus - minus) / n at which the score statistic is -quantile."""
+def tango_upper(plus: float, minus: float, n: int, confidence: float) -> float:
+    """Return the upper end of :func:`tango`, also for counts that are expected and not whole."""
     from scipy.optimize import brentq
 
+    quantile = two_sided_quantile(confidence)
     observed = (plus - minus) / n
     if observed == 1:
         return 1.0
@@ -147,7 +205,7 @@ def _upper_root(plus: int, minus: int, n: int, quantile: float) -> float:
     return float(brentq(distance, observed + _EDGE * room, 1 - _EDGE * room, xtol=1e-12))
 
 
-def _variance(plus: int, minus: int, n: int, difference: float) -> float:
+def _variance(plus: float, minus: float, n: int, difference: float) -> float:
     """Return the variance of (plus - minus) if the true difference is as given (Tango's constrained estimate)."""
     linear = -plus - minus + (2 * n - plus + minus) * difference
     constant = -minus * difference * (1 - difference)

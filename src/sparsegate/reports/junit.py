@@ -1,7 +1,7 @@
 """The report as JUnit XML: one suite for each gate, one case for each of its questions.
 
 FAIL is a ``failure``. INSUFFICIENT and ERROR are ``error`` elements that differ in their ``type``, so that no reader
-takes missing evidence for a skipped test.
+takes missing evidence for a skipped test; only what a signed waiver lets through is ``skipped``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ def to_junit(report: GateReport) -> str:
 
 
 def _suite(result: GateResult, created_at: str) -> Element:
-    suite = Element("testsuite", _counts(result.gate, [check.verdict for check in result.checks]))
+    verdicts = [check.verdict for check in result.checks]
+    if result.verdict is Verdict.WAIVED:
+        verdicts = [verdict if verdict is Verdict.PASS else Verdict.WAIVED for verdict in verdicts]
+    suite = Element("testsuite", _counts(result.gate, verdicts))
     suite.set("time", f"{result.seconds:.3f}")
     suite.set("timestamp", _clean(created_at))
     for check in result.checks:
-        _add_case(suite, result.gate, check)
+        _add_case(suite, result, check)
     return suite
 
 
-def _add_case(suite: Element, gate: str, check: Check) -> None:
-    case = SubElement(suite, "testcase", {"classname": _clean(gate), "name": _clean(check.name)})
+def _add_case(suite: Element, result: GateResult, check: Check) -> None:
+    case = SubElement(suite, "testcase", {"classname": _clean(result.gate), "name": _clean(check.name)})
     if check.verdict is Verdict.PASS:
+        return
+    if result.verdict is Verdict.WAIVED:
+        SubElement(case, "skipped", {"message": _clean(f"{Verdict.WAIVED}: {result.reason}")})
         return
     tag = "failure" if check.verdict is Verdict.FAIL else "error"
     found = SubElement(case, tag, {"type": str(check.verdict), "message": _clean(check.reason)})
@@ -59,8 +65,13 @@ def _plan_suite(report: GateReport) -> Element:
 
 def _counts(name: str, verdicts: list[Verdict]) -> dict[str, str]:
     errors = sum(verdict in (Verdict.ERROR, Verdict.INSUFFICIENT) for verdict in verdicts)
-    failures = verdicts.count(Verdict.FAIL)
-    return {"name": _clean(name), "tests": str(len(verdicts)), "failures": str(failures), "errors": str(errors)}
+    counts = {
+        "tests": len(verdicts),
+        "failures": verdicts.count(Verdict.FAIL),
+        "errors": errors,
+        "skipped": verdicts.count(Verdict.WAIVED),
+    }
+    return {"name": _clean(name), **{kind: str(count) for kind, count in counts.items()}}
 
 
 def _clean(text: str) -> str:

@@ -14,6 +14,7 @@ from sparsegate.reports.wording import NEXT_STEP, measured, needed, question, wh
 
 _STYLE = {
     Verdict.PASS: "bold green",
+    Verdict.WAIVED: "bold cyan",
     Verdict.FAIL: "bold red",
     Verdict.INSUFFICIENT: "bold yellow",
     Verdict.ERROR: "bold magenta",

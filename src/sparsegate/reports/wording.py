@@ -6,6 +6,7 @@ from sparsegate.contracts import Check, GateResult, Verdict
 
 NEXT_STEP = {
     Verdict.PASS: "The model may be registered.",
+    Verdict.WAIVED: "The model may be registered; what the waived gates found stands.",
     Verdict.FAIL: "The model is not registered; the champion stays. Mend what the failed gates name and train again.",
     Verdict.INSUFFICIENT: "The model is not registered for lack of evidence. Supply what the gates name and run again.",
     Verdict.ERROR: "The model is not registered: a gate could not judge. Look at its log, mend it and run again.",
@@ -45,7 +46,7 @@ def why(result: GateResult) -> str:
         return "the gate asked nothing"
     if result.verdict is Verdict.PASS:
         return question(result)
-    return check.reason if check.name == "gate" else f"{check.name}: {check.reason}"
+    return result.reason if check.name == "gate" else f"{check.name}: {result.reason}"
 
 
 def question(result: GateResult) -> str:

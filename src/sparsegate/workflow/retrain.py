@@ -80,13 +80,13 @@ def retrain(config: RunConfig) -> Outcome:
         live = _champion(run)
         with _tracked(run) as run_id:
             _data_stages(run)
-            if stages.data_verdict(run) is Verdict.PASS:
+            if stages.data_verdict(run).releases:
                 _train(run, run_id)
                 _judge(run, live)
             report = stages.write_report(run)
             _log_results(run, run_id, report)
             version = None
-            if report.verdict is Verdict.PASS:
+            if report.verdict.releases:
                 version = _register(run, report, run_id, live)
             elif report.verdict is Verdict.ERROR:
                 _forget_gates(run, live)
@@ -100,7 +100,7 @@ def train(config: RunConfig) -> Outcome:
     with _lock(run), _tracked(run) as run_id:
         _data_stages(run)
         verdict = stages.data_verdict(run)
-        if verdict is not Verdict.PASS:
+        if not verdict.releases:
             report = stages.write_report(run)
             return Outcome("refused: the data did not pass", verdict.exit_code, run.folder, {}, None, report)
         _train(run, run_id)
@@ -136,7 +136,7 @@ def gate(folder: Path, *, policy: str | None = None) -> Outcome:
         live = _champion(run)
         stages.write_data(run)
         stages.gate_data(run)
-        if stages.data_verdict(run) is Verdict.PASS:
+        if stages.data_verdict(run).releases:
             stages.do_once(run, _evaluate_stage(live), lambda: evaluate(run, live))
             stages.gate_model(run, first=_is_first(run, live))
         report = stages.write_report(run)
@@ -156,7 +156,7 @@ def register(folder: Path) -> Outcome:
     check_tracking(run.config.registry.tracking_uri)
     with _lock(run):
         report, live = stages.read_report(run), _champion(run)
-        if report.verdict is not Verdict.PASS:
+        if not report.verdict.releases:
             return _finish(run, report, live, None)
         if not run.ledger.is_done(_evaluate_stage(live)):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
@@ -220,7 +220,9 @@ def _finish(run: Run, report: GateReport, live: Champion | None, version: int | 
     registry = run.config.registry
     if version is not None:
         replaced = f", in place of version {live.version}" if live and live.version != version else ""
-        message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}"
+        waived = [result.gate for result in report.results if result.verdict is Verdict.WAIVED]
+        but = f"; waived: {', '.join(waived)}" if waived else ""
+        message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}{but}"
     else:
         decided = next((result for result in report.results if result.verdict is report.verdict), None)
         why = f"{decided.gate}: {decided.reason}" if decided else "; ".join(report.problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sparsegate.config import RunConfig
@@ -14,6 +14,7 @@ from sparsegate.files import read_json, write_json
 from sparsegate.models import BaseModel, resolve
 from sparsegate.workflow.inputs import Inputs, load_inputs, make_manifest
 from sparsegate.workflow.ledger import Ledger
+from sparsegate.workflow.waive import current_author
 from sparsegate_gates.policy import Policy, load_policy
 
 
@@ -84,6 +85,9 @@ def name_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel)
     """Return the run of a configuration; nothing is written."""
     manifest = make_manifest(config, policy, inputs, base)
     folder = Path(config.output_dir).absolute() / manifest.run_key[:16]
+    # whoever goes on with a run does not become its author, and could then approve it
+    known = read_json(folder / "manifest.json").get("author") if (folder / "manifest.json").exists() else None
+    manifest = replace(manifest, author=current_author() if known is None else known)
     return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))
 
 

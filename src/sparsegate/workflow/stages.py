@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
 from sparsegate.workflow.evaluate import COST_TAG, probe_digest, serving_spec
 from sparsegate.workflow.run import Run
+from sparsegate.workflow.waive import with_waivers
 from sparsegate_gates.runner import planned_gates, run_gates
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def data_verdict(run: Run) -> Verdict:
 
 
 def _results(run: Run, stage: str) -> list[GateResult]:
+    """Return what the gates of a stage found, with the waivers that hold today."""
     path = run.gates_dir / f"{stage}.json"
-    return [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
+    found = [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
+    return list(with_waivers(run, found))
 
 
 def train_candidate(run: Run, *, logger: Any = None) -> list[Path]:
@@ -149,8 +152,12 @@ def write_report(run: Run) -> GateReport:
 
 
 def read_report(run: Run) -> GateReport:
-    """Read the run's report back; its verdict is derived again."""
-    return GateReport.from_json(read_json(run.report_dir / "report.json"))
+    """Read the run's report back; its verdict is derived again, and its waivers are looked up as of today."""
+    written = GateReport.from_json(read_json(run.report_dir / "report.json"))
+    report = replace(written, results=with_waivers(run, written.results))
+    if report != written:
+        write_all(report, run.report_dir)
+    return report
 
 
 def register_candidate(run: Run, report: GateReport, *, run_id: str) -> int:
@@ -159,7 +166,7 @@ def register_candidate(run: Run, report: GateReport, *, run_id: str) -> int:
     Raises:
         RegistryError: If MLflow fails, or holds other bytes than were given.
     """
-    assert report.verdict is Verdict.PASS, "only a candidate that passed is registered"
+    assert report.verdict.releases, "only a candidate that passed, or whose failures were waived, is registered"
     registry, package = run.config.registry, run.folder / "package"
     write_package(package, serving_spec(run), delta=run.delta)
     tags = {

@@ -43,9 +43,7 @@ def parse_version_options(verb: str, arguments: Sequence[str]) -> Any:
             "--output_dir", type=Path, default=Path(RunConfig.output_dir), help="folder of the runs, where the lock is"
         )
     if verb == "rollback":
-        parser.add_argument(
-            "--quarantine", action="store_true", help="the version that is left can't be promoted again"
-        )
+        parser.add_argument("--quarantine", action="store_true", help="forbid the version that is left for good")
     parser.add_argument("--tracking_uri", default=RegistryConfig.tracking_uri, help="MLflow tracking URI")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)

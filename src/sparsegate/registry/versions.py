@@ -91,9 +91,7 @@ def _registered(client: Any, name: str) -> Any:
         return client.get_registered_model(name)
     except MlflowException as error:
         if is_missing(error):
-            raise UsageError(
-                f"there is no registered model '{name}'; 'mlflow models' and the MLflow UI list them"
-            ) from None
+            raise UsageError(f"there is no registered model '{name}'; the MLflow UI lists them") from None
         raise
 
 

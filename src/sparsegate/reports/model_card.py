@@ -47,7 +47,7 @@ def to_model_card(evidence: Mapping[str, JSON]) -> str:
         "",
         "## Limits",
         "",
-        "The gates speak for the evaluation set, the prompts and the judges named by digest above, and for nothing else.",
+        "The gates speak for the evaluation set, the prompts and the judges named by digest above, for nothing else.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,9 +169,7 @@ def _open(folder: Path, version: StoredVersion, key: Ed25519PublicKey | None, fo
             raise EvidenceError(f"the evidence is signed by another key, {signers[0][:16]}, not by {wanted[:16]}")
     expected = {"mode": "ed25519", "key_id": signers[0]} if signers else {"mode": "unsigned"}
     if signing != expected:
-        raise EvidenceError(
-            "its signature was taken away or replaced: the evidence itself names another way of signing"
-        )
+        raise EvidenceError("its signature was taken away or replaced: the evidence names another way of signing")
     if version.tags.get(EVIDENCE_TAG) != sha256_bytes(data):
         raise EvidenceError(f"the evidence is not the one that was registered: tag {EVIDENCE_TAG} has another digest")
     if key is not None:
@@ -241,8 +240,9 @@ def _check_verdict(found: Verification) -> None:
 
 
 def _check_chain(tracking_uri: str, versions: dict[int, StoredVersion], found: Verification) -> None:
-    """Follow the digests of earlier evidence; what the newest envelope says of its predecessors is thereby signed too."""
-    evidence, number, links = found.evidence, found.version, 0
+    """Follow the digests of earlier evidence: whoever signed the newest has thereby signed them all."""
+    number, links = found.version, 0
+    evidence: Mapping[str, JSON] = found.evidence
     while (previous := evidence.get("previous")) is not None:
         try:
             earlier, digest = int(previous["version"]), str(previous["evidence_sha256"])

@@ -17,6 +17,7 @@ from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE
 from sparsegate.registry.promotion import DELTA_TAG
 from sparsegate.registry.promotion import promote as move_alias
 from sparsegate.registry.versions import aliased_version, list_versions, quarantine, read_evidence, record_event
+from sparsegate.signing import load_public_key
 from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.identity import actor, signing_key
 from sparsegate.workflow.lock import model_lock
@@ -56,10 +57,21 @@ class Change:
         return self.message
 
 
-def verify(target: str, *, tracking_uri: str, public_key: Ed25519PublicKey | None) -> Verification:
-    """Check the version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names; nothing is changed."""
+def verify(target: str, *, tracking_uri: str, public_key: Path | None) -> Verification:
+    """Check a version; nothing is changed.
+
+    Args:
+        target: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking_uri: Tracking URI.
+        public_key: PEM file of the key that must have signed; None takes it from the environment's signing key.
+    """
+    if public_key is not None:
+        key: Ed25519PublicKey | None = load_public_key(public_key)
+    else:
+        private = signing_key(RegistryConfig())
+        key = private.public_key() if private else None
     name, number = find_version(target, tracking_uri)
-    return verify_version(tracking_uri, name, number, public_key=public_key)
+    return verify_version(tracking_uri, name, number, public_key=key)
 
 
 def promote(registry: RegistryConfig, number: int, *, reason: str, runs: Path) -> Change:
@@ -80,7 +92,7 @@ def promote(registry: RegistryConfig, number: int, *, reason: str, runs: Path) -
         found = _verified(registry, number, "promoted")
         current, judged_against = (
             aliased_version(registry.tracking_uri, registry.name, registry.alias),
-            found.evidence["champion"],
+            found.evidence.get("champion"),
         )
         if current == number:
             return Change(

@@ -137,16 +137,16 @@ class Registry:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """A database with MLflow's tables: making them takes longest."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path.read_bytes()
+def database(tmp_path_factory):
+    """The URI of one database for all tests: making MLflow's tables takes longest."""
+    return f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch, capsys, empty_database):
+def registry(tmp_path, monkeypatch, capsys, database):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPARSEGATE_SIGNING_KEY", raising=False)
-    (tmp_path / "mlflow.db").write_bytes(empty_database)
-    return Registry(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", capsys)
+    client = connect(database)
+    for model in client.search_registered_models():
+        client.delete_registered_model(model.name)
+    return Registry(tmp_path, database, capsys)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from sparsegate.cli import main
 from sparsegate.config import DataConfig, RegistryConfig, RunConfig
-from sparsegate.contracts import Check, CostReport, GateResult, RunManifest, Sample
+from sparsegate.contracts import Check, CostReport, GateResult, Prediction, RunManifest, Sample
 from sparsegate.files import write_json, write_records
 from sparsegate.models import BaseModel
 from sparsegate.registry.connection import connect
@@ -68,9 +68,7 @@ class Registry:
         """Make a run's folder with a sealed package, as it is before it is registered; return the run and its id."""
         run = self.make_run(run_key, name, key, content or run_key)
         run_id = open_run(self.uri, "sparsegate", run_name=run_key, tags={})
-        checks = [Check.at_least("accuracy", observed, 0.5, n=4), Check.at_most("refused", 0.0, 0.5, n=4)]
-        results = tuple(GateResult(gate, (check,)) for gate, check in zip(run.policy.gates, checks, strict=True))
-        report = GateReport(run_key, run.policy.name, run.policy.sha256, tuple(run.policy.gates), results, "2026-11-24")
+        report = self.report(run, observed)
         write_package(run.folder / "package", serving_spec(run), delta=run.delta)
         evidence = gather_evidence(
             run,
@@ -84,6 +82,13 @@ class Registry:
         seal_evidence(run.folder / "package", evidence, signing_key(run.config.registry))
         return run, run_id
 
+    def report(self, run, observed=0.9):
+        """Return what the two gates of the policy say of a model with this accuracy."""
+        checks = [Check.at_least("accuracy", observed, 0.5, n=4), Check.at_most("refused", 0.0, 0.5, n=4)]
+        gates, policy = tuple(run.policy.gates), run.policy
+        results = tuple(GateResult(gate, (check,)) for gate, check in zip(gates, checks, strict=True))
+        return GateReport(run.manifest.run_key, policy.name, policy.sha256, gates, results, "2026-11-24")
+
     def make_run(self, run_key, name, key, content):
         folder = self.folder / "runs" / run_key
         values = torch.tensor([[float(byte)] for byte in content.encode()[:4].ljust(4)])
@@ -92,11 +97,11 @@ class Registry:
         (folder / "train").mkdir()
         write_delta(Delta({"layer.weight": entry}, "b" * 64, {}), folder / "train" / "delta.safetensors")
         write_json(folder / "train" / "cost.json", COST.__dict__)
-        write_records(folder / "evaluate" / "predictions.candidate.jsonl", [Sample("1", "p", "r")])
+        write_records(folder / "evaluate" / "predictions.candidate.jsonl", [Prediction("1", "refund", "refund", True)])
         (self.folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
         config = RunConfig(data=DataConfig(), registry=RegistryConfig(name, self.uri, signing_key=key, actor="ana"))
         manifest = RunManifest(run_key, "0.1.0", "c" * 64, "p", "b" * 64, {"evaluation": "e" * 64}, {"torch": "2"})
-        inputs = Inputs((), frozenset(), (), (), ("refund", "crash"), (), (), ())
+        inputs = Inputs((), frozenset(), (), (Sample("1", "hello", "refund"),), ("refund", "crash"), (), (), ())
         base = BaseModel(source="/models/base", folder=self.folder, digest="b" * 64)
         policy = load_policy(str(self.folder / "policy.yaml"))
         return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from filelock import FileLock
 
+from sparsegate.errors import RegistryError
 from sparsegate.registry.connection import connect
+from sparsegate.workflow import stages
 
 
 @pytest.fixture
@@ -162,3 +164,27 @@ def test_what_cannot_be_done_is_a_usage_error(registry, arguments, says):
     code, out, err = registry.run(*arguments)
     assert (code, out) == (2, "")
     assert says in err
+
+
+def test_a_version_whose_registration_lost_its_answer_is_promoted_with_the_evidence_it_has(registry, monkeypatch):
+    import mlflow
+
+    create = mlflow.MlflowClient.create_model_version
+
+    def create_and_lose(*args, **kwargs):
+        create(*args, **kwargs)
+        raise ConnectionResetError("connection reset")
+
+    run, run_id = registry.prepare("k1")
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "create_model_version", create_and_lose)
+        with pytest.raises(RegistryError, match="connection reset"):
+            stages.register_candidate(run, registry.report(run), None, run_id=run_id)
+    evidence = (registry.package(1) / "evidence.dsse.json").read_bytes()
+    assert stages.register_candidate(run, registry.report(run), None, run_id=run_id) == 1
+    for _ in range(2):
+        stages.promote_version(run, 1, None)
+    assert (registry.package(1) / "evidence.dsse.json").read_bytes() == evidence
+    assert registry.aliases() == {"champion": 1}
+    rows = json.loads(registry.run("history", "desk", "--json")[1])["rows"]
+    assert [[event["verb"] for event in row["events"]] for row in rows] == [["promote"]]

@@ -90,14 +90,11 @@ def promote(registry: RegistryConfig, number: int, *, reason: str, runs: Path) -
     """
     with model_lock(runs, registry.name):
         found = _verified(registry, number, "promoted")
-        current, judged_against = (
-            aliased_version(registry.tracking_uri, registry.name, registry.alias),
-            found.evidence.get("champion"),
-        )
+        current = aliased_version(registry.tracking_uri, registry.name, registry.alias)
+        judged_against = found.evidence.get("champion")
         if current == number:
-            return Change(
-                f"{registry.name} version {number} is {registry.alias} already", registry.name, number, number
-            )
+            message = f"{registry.name} version {number} is {registry.alias} already"
+            return Change(message, registry.name, number, number)
         if current != judged_against:
             raise UsageError(
                 f"version {number} was judged against {_named(judged_against)}, and {registry.alias} is"

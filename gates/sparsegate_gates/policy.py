@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 
 from sparsegate.config import load
-from sparsegate.contracts import Gate, canonical_json
+from sparsegate.contracts import JSON, Gate, canonical_json
 from sparsegate.errors import ConfigError, did_you_mean
 from sparsegate.files import sha256_bytes
 from sparsegate.signing import key_id, load_public_key
@@ -38,6 +38,10 @@ class Policy:
     sha256: str
     gates: Mapping[str, Any]
     approvers: Mapping[str, Ed25519PublicKey] = field(default_factory=dict)
+
+    def decides(self) -> dict[str, JSON]:
+        """Return what ``sha256`` is the digest of: every gate's thresholds, and the approvers' key ids if there are."""
+        return _decides(self.gates, self.approvers)
 
 
 def shipped_policies() -> tuple[str, ...]:
@@ -67,10 +71,13 @@ def _load(path: Path, known: Mapping[str, type[Gate]], children: tuple[Path, ...
     asked = _asked(file, path, parent, known)
     keys = _keys(file.approvers, path.parent)
     approvers = {**(parent.approvers if parent else {}), **keys}
-    decides: dict[str, Any] = {name: asdict(settings) for name, settings in asked.items()}
-    if approvers:
-        decides["approvers"] = {name: key_id(key) for name, key in approvers.items()}
-    return Policy(path.stem, sha256_bytes(canonical_json(decides).encode()), asked, approvers)
+    digest = sha256_bytes(canonical_json(_decides(asked, approvers)).encode())
+    return Policy(path.stem, digest, asked, approvers)
+
+
+def _decides(gates: Mapping[str, Any], approvers: Mapping[str, Ed25519PublicKey]) -> dict[str, JSON]:
+    thresholds: dict[str, JSON] = {name: asdict(settings) for name, settings in gates.items()}
+    return thresholds | ({"approvers": {name: key_id(key) for name, key in approvers.items()}} if approvers else {})
 
 
 def _parent(path: Path, known: Mapping[str, type[Gate]], children: tuple[Path, ...]) -> Policy | None:

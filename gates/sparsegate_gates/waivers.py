@@ -58,7 +58,7 @@ class WaiverRules:
             (subject is None, "the gate has not judged a candidate"),
             (waiver.subject_sha256 != subject, "it was signed for another candidate or another result"),
             (waiver.policy_sha256 != self.policy.sha256, "it was signed for another policy"),
-            (not self.author, "the run does not say who made it; set SPARSEGATE_AUTHOR and run again"),
+            (not self.author, "the run does not say who made it; set SPARSEGATE_ACTOR and run again"),
             (
                 waiver.author != self.author,
                 f"it names '{waiver.author}' as author, the run was made by '{self.author}'",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparsegate import __version__
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean
 from sparsegate.options import PlainParser, parse_options
+from sparsegate.version_options import parse_version_options, registry_of
 
 if TYPE_CHECKING:
     from sparsegate.config import RunConfig
@@ -31,6 +32,10 @@ usage: sparsegate VERB [--help]
   train     validate the data and train; with --find_lr, suggest a learning rate
   gate      judge a run's candidate
   register  register and promote a candidate that has passed
+  verify    check a registered version from the registry's bytes
+  promote   make a registered version the champion
+  rollback  make an earlier version the champion again
+  history   list the versions of a registered model
   validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
   waive     let a gate that failed pass once, by a signature
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
@@ -102,6 +107,48 @@ def register(arguments: Sequence[str]) -> int:
         arguments
     )
     return _run(options, lambda workflow: workflow.register(options.run))
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate verify``."""
+    options = parse_version_options("verify", arguments)
+    from sparsegate.workflow import versions
+
+    uri, public_key = options.tracking_uri, options.public_key
+    return _show(options, lambda: versions.verify(options.target, tracking_uri=uri, public_key=public_key))
+
+
+def promote(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate promote``."""
+    options = parse_version_options("promote", arguments)
+    from sparsegate.workflow import versions
+
+    registry = registry_of(options)
+    return _show(
+        options, lambda: versions.promote(registry, options.number, reason=options.reason, runs=options.output_dir)
+    )
+
+
+def rollback(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate rollback``."""
+    options = parse_version_options("rollback", arguments)
+    from sparsegate.workflow import versions
+
+    registry = registry_of(options)
+    return _show(
+        options,
+        lambda: versions.rollback(
+            registry, to=options.number, reason=options.reason, bad=options.quarantine, runs=options.output_dir
+        ),
+    )
+
+
+def history(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate history``."""
+    options = parse_version_options("history", arguments)
+    from sparsegate.workflow.history import history as read_history
+
+    return _show(options, lambda: read_history(options.tracking_uri, options.name))
 
 
 def validate(arguments: Sequence[str]) -> int:
@@ -193,6 +240,10 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "gate": gate,
     "register": register,
+    "verify": verify,
+    "promote": promote,
+    "rollback": rollback,
+    "history": history,
     "validate": validate,
     "waive": waive,
     "bench": bench,
@@ -216,6 +267,17 @@ def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
         console = Console()
         outcome.print(console if console.is_terminal else Console(width=120))
     return outcome.exit_code
+
+
+def _show(options: Any, work: Callable[[], Any]) -> int:
+    """Run a verb on registered versions and print what it found."""
+    _quiet_logs()
+    from sparsegate.registry.reachability import check_tracking
+
+    check_tracking(options.tracking_uri)
+    result = work()
+    print(json.dumps(result.to_json(), ensure_ascii=False) if options.json else result.render())
+    return int(result.exit_code)
 
 
 def _run_parser(verb: str, description: str) -> PlainParser:

@@ -265,12 +265,17 @@ class RegistryConfig:
         tracking_uri: Any MLflow tracking URI.
         experiment: MLflow experiment.
         alias: Alias of the live version.
+        signing_key: PEM file with the Ed25519 key that signs evidence; None takes the PEM text in the environment
+            variable SPARSEGATE_SIGNING_KEY, or leaves evidence unsigned.
+        actor: Who acts, kept in evidence; None takes it from the environment (CI identity, else the user).
     """
 
     name: str = "support-routing"
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "sparsegate"
     alias: str = "champion"
+    signing_key: str | None = None
+    actor: str | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,12 @@ class MissingEvidenceError(SparsegateError):
     exit_code: ClassVar[ExitCode] = ExitCode.NOT_ENOUGH_EVIDENCE
 
 
+class EvidenceError(SparsegateError):
+    """A version's evidence is missing, damaged, of another version, or does not say that every gate passed."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.GATE_FAILED
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'? choices: ..."`` for an unknown name.
 

@@ -234,10 +234,14 @@ def test_wrong_arguments_end_in_one_line(refused, arguments):
     assert refused(*arguments).count("\n") == 1
 
 
+def test_a_signing_key_that_is_not_there_is_found_before_training(project, refused):
+    write_config(project, registry={"signing_key": "none.pem"})
+    assert refused() == "key file none.pem can't be read: No such file or directory\n"
+
+
 def test_an_unknown_verb_is_suggested(refused):
     assert refused("retain") == (
-        "unknown verb 'retain'; did you mean 'retrain'?"
-        " choices: bench, gate, register, retrain, train, validate, waive\n"
+        f"unknown verb 'retain'; did you mean 'retrain'? choices: {', '.join(sorted(VERBS))}\n"
     )
 
 

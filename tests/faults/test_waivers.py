@@ -79,7 +79,7 @@ BROKEN = GateResult.single("accuracy", Verdict.ERROR, "it broke")
         (FAILED, {"policy": ("a" * 64, "bob")}, "the policy lists no key of 'alice' (approvers: bob)"),
         (FAILED, {"policy": ("a" * 64, None)}, "the policy lists no key of 'alice' (approvers: nobody)"),
         (FAILED, {"author": "somebody"}, "it names 'author' as author, the run was made by 'somebody'"),
-        (FAILED, {"author": ""}, "the run does not say who made it; set SPARSEGATE_AUTHOR and run again"),
+        (FAILED, {"author": ""}, "the run does not say who made it; set SPARSEGATE_ACTOR and run again"),
         (BROKEN, {}, "an ERROR is never waived; mend what its log names and judge again"),
     ],
 )
@@ -188,7 +188,7 @@ def test_no_check_can_be_waived_by_itself():
 def judged(tmp_path, monkeypatch):
     """A run whose accuracy gate failed and whose cost gate broke, made by ``maker``; alice may approve."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPARSEGATE_AUTHOR", "maker")
+    monkeypatch.setenv("SPARSEGATE_ACTOR", "maker")
     key_files(tmp_path, "alice")
     key_files(tmp_path, "mallory")
     policy = {"extends": "pilot", "approvers": {"alice": "alice.pub.pem"}}
@@ -257,7 +257,7 @@ def test_a_waiver_of_the_data_gate_opens_the_way_to_training(judged, capsys):
 
 def test_whoever_takes_a_run_up_again_does_not_become_its_author(judged, monkeypatch, capsys):
     run, _ = judged
-    monkeypatch.setenv("SPARSEGATE_AUTHOR", "alice")
+    monkeypatch.setenv("SPARSEGATE_ACTOR", "alice")
     again = open_run(run.config, run.policy, run.inputs, run.base)
     assert again.manifest.author == "maker"
     assert again.manifest.run_key == run.manifest.run_key

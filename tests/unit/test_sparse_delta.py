@@ -46,6 +46,12 @@ def _equal(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_equal_deltas_are_equal_files(delta, tmp_path):
+    for number in range(8):  # by chance, two orders of the metadata can be the same
+        write_delta(delta, tmp_path / f"{number}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_delta_file_reads_back_as_it_was_written(delta, tmp_path):
     write_delta(delta, tmp_path / "delta.safetensors")
     again = read_delta(tmp_path / "delta.safetensors")

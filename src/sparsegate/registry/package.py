@@ -12,6 +12,8 @@ from sparsegate.files import atomic_path, read_json, sha256_file, write_json
 
 SPEC_FILE = "spec.json"
 DELTA_FILE = "delta.safetensors"
+EVIDENCE_FILE = "evidence.dsse.json"
+CARD_FILE = "MODEL_CARD.md"
 _FORMAT = 1
 
 
@@ -75,8 +77,12 @@ def read_package(folder: Path) -> ServingSpec:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist")
     found = {entry.name: entry for entry in folder.iterdir()}
-    if set(found) != {SPEC_FILE, DELTA_FILE}:
-        raise DataError(f"{folder} must hold {SPEC_FILE} and {DELTA_FILE} only, holds {sorted(found)}")
+    needed, allowed = {SPEC_FILE, DELTA_FILE}, {EVIDENCE_FILE, CARD_FILE}
+    if not needed <= set(found) <= needed | allowed:
+        raise DataError(
+            f"{folder} must hold {SPEC_FILE} and {DELTA_FILE}, may hold {EVIDENCE_FILE} and {CARD_FILE},"
+            f" holds {sorted(found)}"
+        )
     if links := sorted(name for name, entry in found.items() if not entry.is_file() or entry.is_symlink()):
         raise DataError(f"{folder}: {', '.join(links)} must be a plain file")
     spec = _read_spec(folder / SPEC_FILE)

@@ -14,11 +14,13 @@ from typing import Any
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
 from sparsegate.files import sha256_file
 from sparsegate.registry.connection import connect, failures_as, is_missing
-from sparsegate.registry.package import DELTA_FILE, SPEC_FILE, read_package
+from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
 
 RUN_KEY_TAG = "sparsegate.run_key"
-_DIGEST_TAGS = {DELTA_FILE: "sparsegate.delta_sha256", SPEC_FILE: "sparsegate.spec_sha256"}
+EVIDENCE_TAG = "sparsegate.evidence_sha256"
+DELTA_TAG = "sparsegate.delta_sha256"
+_DIGEST_TAGS = {DELTA_FILE: DELTA_TAG, SPEC_FILE: "sparsegate.spec_sha256"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def register(
         model_id, location = _log_model(client, run_id, package, input_example, run_key)
         _ensure_registered_model(client, name)
         digests = {tag: sha256_file(package / file) for file, tag in _DIGEST_TAGS.items()}
+        if (package / EVIDENCE_FILE).exists():
+            digests[EVIDENCE_TAG] = sha256_file(package / EVIDENCE_FILE)
         created = client.create_model_version(
             name,
             # not models:/ID: MLflow would look that up at its global URI
@@ -185,6 +189,17 @@ def champion(uri: str, name: str, alias: str, *, download_to: Path) -> Champion 
     package = download_to / f"version-{version}"
     _download(uri, name, version, package)
     return Champion(name, version, found.run_id or "", package, dict(found.tags))
+
+
+def version_of_run(uri: str, name: str, run_key: str) -> int | None:
+    """Return the version that a run key was registered as, or None.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    client = connect(uri)
+    with failures_as(RegistryError, uri, f"reading the versions of '{name}'"):
+        return _version_of_run(client, name, run_key)
 
 
 def has_versions(uri: str, name: str) -> bool:

@@ -16,6 +16,7 @@ from sparsegate.registry.connection import quiet_mlflow
 from sparsegate.registry.package import read_package
 
 PACKAGE_PATH = "artifacts/package"
+SERVING_CODE = Path(__file__).with_name("serving.py")
 # what answers depend on; sparsegate itself brings the rest
 _PINNED = ("torch", "transformers", "safetensors", "gguf", "pandas", "mlflow")
 
@@ -43,7 +44,7 @@ def save_pyfunc(folder: Path, package: Path, *, input_example: Sequence[str], mo
         shutil.copytree(package, source)
         mlflow.pyfunc.save_model(
             folder,
-            python_model=Path(__file__).with_name("serving.py"),
+            python_model=SERVING_CODE,
             artifacts={"package": str(source)},
             signature=_signature(spec.task),
             input_example=pd.DataFrame({"prompt": list(input_example)}),

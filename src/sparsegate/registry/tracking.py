@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_tracking",
+    "count_runs",
     "end_run",
     "lightning_logger",
     "log_folder",
@@ -85,6 +86,28 @@ def _experiment_id(client: Any, uri: str, name: str) -> str:
             f" 'mlflow experiments restore -x {found.experiment_id}', or name another in registry.experiment"
         )
     return str(found.experiment_id)
+
+
+def count_runs(uri: str, experiment: str, *, tags: Mapping[str, str]) -> int:
+    """Return how many runs of an experiment carry all of the tags, deleted ones included.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    from mlflow.entities import ViewType
+
+    client = connect(uri)
+    with failures_as(RegistryError, uri, f"counting the runs of experiment '{experiment}'"):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return 0
+        asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        count, token = 0, None
+        while True:
+            page = client.search_runs([found.experiment_id], asked, run_view_type=ViewType.ALL, page_token=token)
+            count, token = count + len(page), page.token
+            if not token:
+                return count
 
 
 def lightning_logger(uri: str, experiment: str, run_id: str) -> MLFlowLogger:

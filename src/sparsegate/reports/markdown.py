@@ -22,11 +22,16 @@ def to_markdown(report: GateReport) -> str:
     lines += [f"- **{Verdict.ERROR}** {_cell(problem)}" for problem in report.problems]
     if report.problems:
         lines.append("")
-    lines += _rows("gate", ((result.gate, result.deciding, why(result), result.verdict) for result in report.results))
+    lines += gate_rows(report)
     for result in report.results:
         if result.verdict is not Verdict.PASS:
             lines += ["", f"### {result.gate}: {result.verdict}", "", *_checks(result)]
     return "\n".join(lines) + "\n"
+
+
+def gate_rows(report: GateReport) -> list[str]:
+    """Return the table of gates, line by line."""
+    return _rows("gate", ((result.gate, result.deciding, why(result), result.verdict) for result in report.results))
 
 
 def _checks(result: GateResult) -> list[str]:

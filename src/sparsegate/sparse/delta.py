@@ -102,6 +102,19 @@ def write_delta(delta: Delta, path: Path) -> None:
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order in place: safetensors writes it in random order, and equal deltas are equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size, "reordering keeps the length"
+        file.seek(8)
+        file.write(text)
 
 
 def read_delta(path: Path) -> Delta:

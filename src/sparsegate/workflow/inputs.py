@@ -177,8 +177,9 @@ def check_writable(folder: Path) -> None:
 def make_manifest(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> RunManifest:
     """Return what decides the run, with its key."""
     resolved = asdict(config)
-    # where things are kept does not decide what comes out
+    # where things are kept, and who signs, does not decide what comes out
     del resolved["output_dir"], resolved["model"]["cache_dir"]
+    del resolved["registry"]["signing_key"], resolved["registry"]["actor"]
     digests = inputs.digests()
     config_sha256 = sha256_bytes(canonical_json(resolved).encode())
     decides = [__version__, config_sha256, policy.sha256, base.digest, digests]

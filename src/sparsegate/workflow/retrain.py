@@ -28,7 +28,9 @@ from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.evaluate import evaluate
+from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
+from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.run import Run, flat_params, name_run, open_run, reopen_run, resolve_base
 from sparsegate_gates.policy import Policy, load_policy
@@ -46,6 +48,7 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
     policy = load_policy(config.policy)
     make_selector(config.training.selector)
     check_model_name(config.registry.name)
+    signing_key(config.registry)
     inputs = load_inputs(config)
     check_writable(Path(config.output_dir))
     check_tracking(config.registry.tracking_uri)
@@ -210,7 +213,7 @@ def _is_first(run: Run, live: Champion | None) -> bool:
 
 def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> int:
     _LOG.info("register")
-    version = stages.register_candidate(run, report, run_id=run_id)
+    version = stages.register_candidate(run, report, live, run_id=run_id)
     _LOG.info("promote version %d", version)
     stages.promote_version(run, version, live)
     return version
@@ -247,16 +250,8 @@ def _refuse_complete(run: Run) -> None:
 @contextmanager
 def _lock(run: Run) -> Iterator[None]:
     """Hold the lock of the registered model: one run at a time trains and promotes it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(run.folder.parent / f".{run.config.registry.name}.lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise LockedError(
-            f"another run of '{run.config.registry.name}' is at work in {run.folder.parent}; try again later"
-        ) from None
+    with model_lock(run.folder.parent, run.config.registry.name):
+        yield
 
 
 @contextmanager
@@ -265,7 +260,11 @@ def _tracked(run: Run) -> Iterator[str]:
     registry, path = run.config.registry, run.folder / "mlflow_run.json"
     uri = registry.tracking_uri
     known = read_json(path)["run_id"] if path.exists() else None
-    tags = {"sparsegate.run_key": run.manifest.run_key, "sparsegate.version": run.manifest.code_version}
+    tags = {
+        "sparsegate.run_key": run.manifest.run_key,
+        "sparsegate.version": run.manifest.code_version,
+        **stages.attempt_tags(run),
+    }
     name = f"{registry.name}-{run.manifest.run_key[:8]}"
     run_id = open_tracking_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known)
     if known is None:

@@ -12,9 +12,9 @@ from sparsegate.contracts import RunManifest
 from sparsegate.errors import DataError, UsageError
 from sparsegate.files import read_json, write_json
 from sparsegate.models import BaseModel, resolve
+from sparsegate.workflow.identity import actor
 from sparsegate.workflow.inputs import Inputs, load_inputs, make_manifest
 from sparsegate.workflow.ledger import Ledger
-from sparsegate.workflow.waive import current_author
 from sparsegate_gates.policy import Policy, load_policy
 
 
@@ -87,7 +87,7 @@ def name_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel)
     folder = Path(config.output_dir).absolute() / manifest.run_key[:16]
     # whoever goes on with a run does not become its author, and could then approve it
     known = read_json(folder / "manifest.json").get("author") if (folder / "manifest.json").exists() else None
-    manifest = replace(manifest, author=current_author() if known is None else known)
+    manifest = replace(manifest, author=actor(config.registry) if known is None else known)
     return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))
 
 
@@ -145,6 +145,6 @@ def flat_params(config: RunConfig) -> Mapping[str, str]:
 
     walk(asdict(config), "")
     # a tracking URI may hold a password, and where things are kept is no parameter
-    for name in ("registry.tracking_uri", "model.cache_dir", "output_dir"):
+    for name in ("registry.tracking_uri", "registry.signing_key", "model.cache_dir", "output_dir"):
         del flat[name]
     return flat

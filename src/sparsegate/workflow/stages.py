@@ -15,11 +15,15 @@ from sparsegate.data import ChatTemplate
 from sparsegate.evaluation.metrics import classification_figures
 from sparsegate.files import read_json, read_records, write_json, write_records, write_text
 from sparsegate.registry.package import write_package
-from sparsegate.registry.promotion import Champion, promote, register, verify_readback
+from sparsegate.registry.promotion import Champion, register, verify_readback, version_of_run
+from sparsegate.registry.tracking import count_runs
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
 from sparsegate.workflow.evaluate import COST_TAG, probe_digest, serving_spec
+from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
+from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.run import Run
+from sparsegate.workflow.versions import promote_judged
 from sparsegate.workflow.waive import with_waivers
 from sparsegate_gates.runner import planned_gates, run_gates
 
@@ -160,39 +164,60 @@ def read_report(run: Run) -> GateReport:
     return report
 
 
-def register_candidate(run: Run, report: GateReport, *, run_id: str) -> int:
-    """Register the candidate and check what the registry then holds; return the version.
+def attempt_tags(run: Run) -> dict[str, str]:
+    """Return the tags by which the candidates judged by one evaluation set are counted."""
+    return {
+        "sparsegate.model": run.config.registry.name,
+        "sparsegate.evaluation_sha256": run.manifest.data_sha256["evaluation"],
+    }
+
+
+def register_candidate(run: Run, report: GateReport, champion: Champion | None, *, run_id: str) -> int:
+    """Register the candidate with its evidence and check what the registry then holds; return the version.
 
     Raises:
         RegistryError: If MLflow fails, or holds other bytes than were given.
     """
     assert report.verdict.releases, "only a candidate that passed, or whose failures were waived, is registered"
     registry, package = run.config.registry, run.folder / "package"
+    uri, name = registry.tracking_uri, registry.name
     write_package(package, serving_spec(run), delta=run.delta)
-    tags = {
-        "sparsegate.verdict": str(report.verdict),
-        "sparsegate.policy_sha256": report.policy_sha256,
-        "sparsegate.base_digest": run.base.digest,
-        COST_TAG: canonical_json(read_json(run.cost)),
-    }
-    version = register(
-        registry.tracking_uri,
-        name=registry.name,
-        run_id=run_id,
-        package=package,
-        input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
-        tags=tags,
-        run_key=run.manifest.run_key,
-    )
-    verify_readback(registry.tracking_uri, name=registry.name, version=version, package=package)
+    version = version_of_run(uri, name, run.manifest.run_key)
+    if version is None:  # else killed after registering: the version has its evidence
+        evidence = gather_evidence(
+            run,
+            report,
+            run_id=run_id,
+            models=summary(run),
+            attempt=count_runs(uri, registry.experiment, tags=attempt_tags(run)),
+            champion=champion.version if champion else None,
+            previous=previous_evidence(uri, name),
+        )
+        seal_evidence(package, evidence, signing_key(registry))
+        tags = {
+            "sparsegate.verdict": str(report.verdict),
+            "sparsegate.policy_sha256": report.policy_sha256,
+            "sparsegate.base_digest": run.base.digest,
+            COST_TAG: canonical_json(read_json(run.cost)),
+        }
+        version = register(
+            uri,
+            name=name,
+            run_id=run_id,
+            package=package,
+            input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
+            tags=tags,
+            run_key=run.manifest.run_key,
+        )
+    verify_readback(uri, name=name, version=version, package=package)
     return version
 
 
 def promote_version(run: Run, version: int, champion: Champion | None) -> None:
-    """Make a version the champion, if the champion is still the one it was judged against."""
-    registry = run.config.registry
+    """Make a version the champion, if its evidence holds and the champion is still the one it was judged against."""
     expected = champion.version if champion else None
-    promote(registry.tracking_uri, registry.name, version, registry.alias, expected=expected)
+    reason = f"passed policy {run.policy.name} in run {run.manifest.run_key[:16]}"
+    promote_judged(run.config.registry, version, expected=expected, reason=reason)
 
 
 def summary(run: Run) -> dict[str, dict[str, float]]:

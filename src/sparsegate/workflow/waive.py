@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,19 +16,6 @@ from sparsegate_gates.waivers import WaiverRules, apply_waivers, result_digest, 
 
 if TYPE_CHECKING:
     from sparsegate.workflow.run import Run
-
-_AUTHOR_VARIABLES = ("SPARSEGATE_AUTHOR", "GITHUB_ACTOR", "GITLAB_USER_LOGIN")
-
-
-def current_author() -> str:
-    """Return who runs this: from the environment, else the user of this machine; empty if nobody can be named."""
-    for name in _AUTHOR_VARIABLES:
-        if os.environ.get(name, "").strip():
-            return os.environ[name].strip()
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container need not know its user
-        return ""
 
 
 def with_waivers(run: Run, results: Sequence[GateResult]) -> tuple[GateResult, ...]:

@@ -34,7 +34,7 @@ def needed(check: Check) -> str:
 
 
 def number(value: float) -> str:
-    """Return a figure with three digits that mean something; whole numbers and thousands in full, nan and inf as such."""
+    """Return a figure with three digits that mean something; whole numbers and thousands are in full."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:

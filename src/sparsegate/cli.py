@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def retrain(arguments: Sequence[str]) -> int:
     """Run ``sparsegate retrain``."""
+    from sparsegate.workflow.notify import announced
+
     config, options = _parse_config("retrain", arguments)
-    return _run(options, lambda workflow: workflow.retrain(config))
+    return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config)))
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -161,6 +161,6 @@ def test_a_bar_is_the_share_of_its_category():
 
 
 def test_questions_and_details_of_a_gate_that_failed_are_open():
-    tags = Reader(to_html(report(ACCURACY, REGRESSION))).tags
+    tags = Reader(to_html(report(ACCURACY, BROKEN, REGRESSION))).tags
     assert ["open" in given for tag, given in tags if tag == "details"] == [False, True]
     assert "unscorable candidate 2, base 1" in Reader(to_html(report(HARM))).text

@@ -9,7 +9,7 @@ from importlib.resources import files
 from sparsegate.contracts import JSON, Check, GateResult, Verdict
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.plots import category_bars, category_tables, forest_plot, plotted
-from sparsegate.reports.wording import NEXT_STEP, measured, needed, number, why
+from sparsegate.reports.wording import NEXT_STEP, measured, needed, number, question, why
 
 _SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INSUFFICIENT: "?"}
 _HEAD = """<!DOCTYPE html>
@@ -30,8 +30,7 @@ def to_html(report: GateReport) -> str:
         _headline(report),
         _gate_table(report.results),
         _plots(report.results),
-        "<h2>Every question</h2>\n",
-        *(_gate_details(result) for result in report.results),
+        _questions(report.results),
         "</body>\n</html>\n",
     ]
     return "".join(parts)
@@ -114,6 +113,12 @@ def _plots(results: Sequence[GateResult]) -> str:
         "Grey: not allowed, from the threshold (dashed)."
     )
     return f'<h2>Intervals against thresholds</h2>\n<p class="small">{legend}</p>\n{"".join(parts)}'
+
+
+def _questions(results: Sequence[GateResult]) -> str:
+    """List all questions of the gates that got to ask some."""
+    asked = [_gate_details(result) for result in results if question(result) != "-"]
+    return "<h2>Every question</h2>\n" + "".join(asked) if asked else ""
 
 
 def _gate_details(result: GateResult) -> str:

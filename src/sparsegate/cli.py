@@ -38,6 +38,7 @@ usage: sparsegate VERB [--help]
   history   list the versions of a registered model
   validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
   waive     let a gate that failed pass once, by a signature
+  init      write a new project, and on request the files of its schedule
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
@@ -79,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def retrain(arguments: Sequence[str]) -> int:
     """Run ``sparsegate retrain``."""
+    from sparsegate.workflow.notify import announced
+
     config, options = _parse_config("retrain", arguments)
-    return _run(options, lambda workflow: workflow.retrain(config))
+    return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config)))
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -204,6 +207,39 @@ def waive(arguments: Sequence[str]) -> int:
     return ExitCode.PASSED
 
 
+def init(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate init``."""
+    from datetime import UTC, datetime
+
+    from sparsegate.workflow.init import SCHEDULES, init_project
+
+    parser = PlainParser(
+        prog="sparsegate init",
+        description="Write a new project: configuration, policy, a few rows of data, a test, and files of schedules.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, help="folder of the project; made if it is missing")
+    parser.add_argument(
+        "--schedule", nargs="+", default=[], metavar="KIND", help=f"one or more of {', '.join(SCHEDULES)}"
+    )
+    parser.add_argument("--name", help="name of the model and of the jobs (default: the folder's name)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(arguments)
+    written = init_project(
+        options.folder,
+        options.schedule,
+        name=options.name,
+        bin_folder=Path(sys.executable).parent,
+        today=datetime.now(UTC).date(),
+    )
+    if options.json:
+        print(json.dumps({"files": [str(path) for path in written]}, ensure_ascii=False))
+    else:
+        print("\n".join(str(path) for path in written))
+        print(f"next: cd {options.folder} && sparsegate validate --config run.yaml")
+    return ExitCode.PASSED
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Run ``sparsegate bench``."""
     options, json_file, plot_file = _parse_bench(arguments)
@@ -246,6 +282,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "history": history,
     "validate": validate,
     "waive": waive,
+    "init": init,
     "bench": bench,
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -279,6 +281,26 @@ class RegistryConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    """The webhook that is told how a run ended. It does not decide the run, and its failure never changes how one ends.
+
+    Args:
+        url: Where to POST the result as JSON; ``env:NAME`` takes the URL from the environment, where one that is a
+            secret belongs. None tells nobody.
+        timeout_s: Longest wait for an answer, in seconds; there is one retry.
+    """
+
+    url: str | None = None
+    timeout_s: float = 10.0
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            url=None if self.url is None or self.url.startswith("env:") else notify_url_problem(self.url),
+            timeout_s=_in_range("timeout_s", self.timeout_s, 0, 300, open_low=True),
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run.
 
@@ -289,6 +311,7 @@ class RunConfig:
         training: Sparse fine-tuning.
         evaluation: Predictions.
         registry: MLflow.
+        notify: Who is told how a run ended.
         policy: Name of a shipped policy (``pilot``, ``standard``, ``strict``) or a policy file.
         output_dir: Folder for runs; each gets a folder named by its key.
         slot: Name of the schedule slot (such as a date): the same inputs in another slot run again.
@@ -300,6 +323,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     policy: str = "standard"
     output_dir: str = "runs"
     slot: str = ""
@@ -324,6 +348,20 @@ def _in_range(
 
 def _at_least(name: str, value: int, low: int) -> str | None:
     return None if value >= low else f"{name} must be at least {low}, got {value}"
+
+
+def notify_url_problem(url: str) -> str | None:
+    """Say why a webhook's URL can't be used, without repeating what may be a secret; None if it can."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or re.search(r"\s", url):
+        return "url must be an http:// or https:// URL, or env:NAME"
+    if parts.username or parts.password:
+        return "url must not hold a user or password; put the whole URL into the environment and name it: env:NAME"
+    return None
 
 
 # --- loading ------------------------------------------------------------------------------------

@@ -93,9 +93,10 @@ class Registry:
         folder = self.folder / "runs" / run_key
         values = torch.tensor([[float(byte)] for byte in content.encode()[:4].ljust(4)])
         entry = DeltaEntry("column", (4, 4), torch.tensor([1], dtype=torch.int32), torch.zeros(4, 1), values)
+        plan = {"plan": {"first_layer": 0, "density": 0.1}}
         folder.mkdir(parents=True)
         (folder / "train").mkdir()
-        write_delta(Delta({"layer.weight": entry}, "b" * 64, {}), folder / "train" / "delta.safetensors")
+        write_delta(Delta({"layer.weight": entry}, "b" * 64, plan), folder / "train" / "delta.safetensors")
         write_json(folder / "train" / "cost.json", COST.__dict__)
         write_records(folder / "evaluate" / "predictions.candidate.jsonl", [Prediction("1", "refund", "refund", True)])
         (self.folder / "policy.yaml").write_text(POLICY, encoding="utf-8")

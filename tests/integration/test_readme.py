@@ -46,7 +46,7 @@ def test_the_example_configuration_is_valid(tmp_path):
     assert yaml.safe_load(text)["registry"]["name"] == config.registry.name
 
 
-@pytest.mark.parametrize("line", _sparsegate_lines())
+@pytest.mark.parametrize("line", [line for line in _sparsegate_lines() if "--config" in line])
 def test_commands_of_the_readme_parse(line, tmp_path, capsys):
     text = next(block for block in _blocks("yaml") if "prompt_column" in block)
     (tmp_path / "tickets.yaml").write_text(text, encoding="utf-8")
@@ -55,6 +55,13 @@ def test_commands_of_the_readme_parse(line, tmp_path, capsys):
         main([*(word for word in words if word != "--json"), "--print_config"])
     assert stopped.value.code == 0
     assert "ticket-routing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [line for line in _sparsegate_lines() if line.startswith("sparsegate init")])
+def test_the_new_project_of_the_readme_is_written(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)[1:]) == 0
+    assert (tmp_path / "tickets" / "run.yaml").exists()
 
 
 @pytest.mark.real_model

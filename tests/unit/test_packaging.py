@@ -44,10 +44,11 @@ def test_files_that_are_read_at_run_time_are_in_the_wheel(names):
     packaged = {
         path.relative_to(source).as_posix()
         for source in (ROOT / "src", ROOT / "gates")
-        for pattern in ("*.yaml", "*.json", "py.typed")
+        for pattern in ("*.yaml", "*.json", "*.css", "*.template", "py.typed")
         for path in source.rglob(pattern)
     }
     assert {"sparsegate/py.typed", "sparsegate_gates/py.typed", "sparsegate_gates/policies/strict.yaml"} <= packaged
+    assert {"sparsegate/reports/page.css", "sparsegate/templates/gitignore.template"} <= packaged
     assert packaged <= names
 
 

@@ -146,8 +146,10 @@ def test_every_format_is_written_and_nothing_else(tmp_path):
     paths = write_all(MIXED, tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "junit.xml",
+        "report.html",
         "report.json",
         "report.md",
+        "report.sarif",
         "report.txt",
     ]
     assert GateReport.from_json(json.loads(paths["json"].read_text())) == MIXED

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Progress = Callable[[int], object]
-_MOST_TOKENS = 512  # label tokens read at once: bounds the logits and the copies of cached prompts
+_MOST_PROMPT_TOKENS = 1024  # encoded at once: what fits the caches is quicker
+_MOST_LABEL_TOKENS = 512  # read at once: bounds the logits and the copies of cached prompts
+_GROWTH = 8  # an unsure model needs most labels: so many times more of them are asked for in each round
 
 
 class LabelScore(NamedTuple):
@@ -65,7 +67,7 @@ def score_labels(
         prompts: Token ids of each prompt.
         labels: Token ids of each label, ending with the token that ends an answer, so that no label is the beginning of
             another.
-        batch_size: Prompts scored at once.
+        batch_size: Most prompts scored at once; of long ones fewer are.
         progress: Called with the number of prompts done after each batch.
 
     Returns:
@@ -82,14 +84,26 @@ def score_labels(
     prefix = _encode(model, torch.tensor([shared], device=model.device), None, 0) if shared else None
     scores: list[LabelScore | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    lengths = [len(prompt) - len(shared) for prompt in prompts]
+    for chosen in _batches(order, lengths, batch_size):
         search = _BatchSearch(model, [prompts[index][len(shared) :] for index in chosen], prefix, len(shared))
         for index, score in zip(chosen, search.run(trie), strict=True):
             scores[index] = score
         if progress is not None:
             progress(len(chosen))
     return [score for score in scores if score is not None]
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in order, at most ``batch_size`` and about 1,024 padded tokens at a time."""
+    batch: list[int] = []
+    for index in order:  # by rising length
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[index] > _MOST_PROMPT_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _shared_prefix(prompts: Sequence[Tokens]) -> Tokens:
@@ -168,7 +182,7 @@ class _BatchSearch:
                     readings += [_reading(row, [node]) for node in opened]
             for group in _groups(readings):
                 self._read(group, frontiers)
-            breadth *= 2  # an unsure model needs most labels: ask for more of them at once
+            breadth *= _GROWTH
         return [found[row] for row in range(len(frontiers))]
 
     def _read(self, readings: Sequence[_Reading], frontiers: list[_Frontier]) -> None:
@@ -247,7 +261,7 @@ def _groups(readings: list[_Reading]) -> Iterator[list[_Reading]]:
     """Yield readings of similar size together, so that little padding is computed."""
     group: list[_Reading] = []
     for reading in sorted(readings, key=lambda reading: len(reading.places)):
-        if group and (len(group) + 1) * len(reading.places) > _MOST_TOKENS:
+        if group and (len(group) + 1) * len(reading.places) > _MOST_LABEL_TOKENS:
             yield group
             group = []
         group.append(reading)

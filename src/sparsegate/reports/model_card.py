@@ -16,6 +16,7 @@ def to_model_card(evidence: Mapping[str, JSON]) -> str:
         evidence: The evidence of the version.
     """
     report, training, cost = GateReport.from_json(evidence["report"]), evidence["training"], evidence["cost"]
+    plan = evidence["plan"]
     signing = evidence["signing"]
     signed = f"signed by key `{signing['key_id'][:16]}`" if signing["mode"] != "unsigned" else "**UNSIGNED**"
     lines = [
@@ -36,8 +37,8 @@ def to_model_card(evidence: Mapping[str, JSON]) -> str:
         "",
         "## Training",
         "",
-        f"- {training['support']} support chosen by {training['selector']}, density {training['density']:g},"
-        f" lower {training['frozen_depth']:.0%} of the layers frozen, seed {training['seed']}",
+        f"- {training['support']} support chosen by {training['selector']}, density {plan['density']:.3g},"
+        f" layers from {plan['first_layer']} up, seed {training['seed']}",
         f"- {cost['trainable_parameters']:,} of {cost['total_parameters']:,} weights trained, {cost['steps']} steps,"
         f" {cost['train_seconds']:.0f} s on {cost['device']}, peak memory {cost['peak_memory_bytes'] / 1e9:.2f} GB",
         "",

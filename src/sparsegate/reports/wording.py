@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sparsegate.contracts import Check, GateResult, Verdict
 
 NEXT_STEP = {
@@ -33,7 +35,9 @@ def needed(check: Check) -> str:
 
 
 def number(value: float) -> str:
-    """Return a figure with three digits that mean something; whole numbers and thousands in full."""
+    """Return a figure with three digits that mean something; whole numbers and thousands are in full."""
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -8,11 +8,13 @@ from sparsegate.files import write_json, write_text
 from sparsegate.reports.junit import to_junit
 from sparsegate.reports.markdown import to_markdown
 from sparsegate.reports.model import GateReport
+from sparsegate.reports.page import to_html
+from sparsegate.reports.sarif import to_sarif
 from sparsegate.reports.terminal import render
 
 
 def write_all(report: GateReport, folder: Path) -> dict[str, Path]:
-    """Write the report as JSON, markdown, JUnit XML and plain text, each atomically.
+    """Write the report as JSON, markdown, HTML, JUnit XML, SARIF and plain text, each atomically.
 
     Args:
         report: The report.
@@ -25,10 +27,14 @@ def write_all(report: GateReport, folder: Path) -> dict[str, Path]:
         "json": folder / "report.json",
         "markdown": folder / "report.md",
         "junit": folder / "junit.xml",
+        "sarif": folder / "report.sarif",
+        "html": folder / "report.html",
         "text": folder / "report.txt",
     }
     write_json(paths["json"], report.to_json())
     write_text(paths["markdown"], to_markdown(report))
     write_text(paths["junit"], to_junit(report))
+    write_json(paths["sarif"], to_sarif(report))
+    write_text(paths["html"], to_html(report))
     write_text(paths["text"], render(report))
     return paths

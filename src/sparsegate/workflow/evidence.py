@@ -28,6 +28,8 @@ from sparsegate_gates.policy import Policy
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from sparsegate.sparse.delta import Delta
+
 EVIDENCE_TYPE = "urn:sparsegate:evidence:v1"
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def gather_evidence(
         champion: Version it was judged against, or None.
         previous: Version and evidence digest of the version before it, or None.
     """
-    manifest, registry = run.manifest, run.config.registry
+    from sparsegate.sparse.delta import read_delta
+
+    manifest, registry, delta = run.manifest, run.config.registry, read_delta(run.delta)
     return {
         "name": registry.name,
         "run_id": run_id,
@@ -68,7 +72,8 @@ def gather_evidence(
         "base": {"source": run.base.source, "digest": run.base.digest},
         "data_sha256": dict(manifest.data_sha256),
         "delta_sha256": sha256_file(run.delta),
-        "mask_sha256": mask_digest(run.delta),
+        "mask_sha256": mask_digest(delta),
+        "plan": delta.manifest["plan"],
         "policy": {"name": run.policy.name, "sha256": run.policy.sha256, "decides": run.policy.decides()},
         "judges": judge_digests(run.policy),
         "items_sha256": {path.name: sha256_file(path) for path in sorted((run.folder / "evaluate").glob("*.jsonl"))},
@@ -127,12 +132,10 @@ def judge_digests(policy: Policy) -> dict[str, JSON]:
     return found
 
 
-def mask_digest(path: Path) -> str:
+def mask_digest(delta: Delta) -> str:
     """Return the digest of which entries a delta changes, whatever their values."""
-    from sparsegate.sparse.delta import read_delta
-
     mask = {
         name: {"kind": entry.kind, "shape": list(entry.shape), "ids": sha256_bytes(entry.ids.numpy().tobytes())}
-        for name, entry in read_delta(path).entries.items()
+        for name, entry in delta.entries.items()
     }
     return sha256_bytes(canonical_json(mask).encode())

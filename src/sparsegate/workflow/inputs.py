@@ -179,7 +179,7 @@ def make_manifest(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseM
     resolved = asdict(config)
     # where things are kept, and who signs, does not decide what comes out
     del resolved["output_dir"], resolved["model"]["cache_dir"]
-    del resolved["registry"]["signing_key"], resolved["registry"]["actor"]
+    del resolved["registry"]["signing_key"], resolved["registry"]["actor"], resolved["notify"]
     digests = inputs.digests()
     config_sha256 = sha256_bytes(canonical_json(resolved).encode())
     decides = [__version__, config_sha256, policy.sha256, base.digest, digests]

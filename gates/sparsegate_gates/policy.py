@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
-from sparsegate.config import load
+from sparsegate.config_file import load
 from sparsegate.contracts import JSON, Gate, canonical_json
 from sparsegate.errors import ConfigError, did_you_mean
 from sparsegate.files import sha256_bytes

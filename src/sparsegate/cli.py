@@ -340,7 +340,8 @@ def _parse_config(
     """
     from jsonargparse import ArgumentParser
 
-    from sparsegate.config import RunConfig, check_rules, load, shipped_config
+    from sparsegate.config import RunConfig, check_rules
+    from sparsegate.config_file import load, shipped_config
 
     first = PlainParser(prog=f"sparsegate {verb}", add_help=False, allow_abbrev=False)
     first.add_argument("--config")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from safetensors.numpy import save_file
 
 from sparsegate.cli import main
-from sparsegate.config import load
+from sparsegate.config_file import load
 from sparsegate.contracts import Check, GateResult, Verdict, Waiver
 from sparsegate.errors import UsageError
 from sparsegate.files import write_json

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from sparsegate.cli import VERBS, main
-from sparsegate.config import RunConfig, load
+from sparsegate.config import RunConfig
+from sparsegate.config_file import load
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -8,7 +8,8 @@ import pytest
 
 import sparsegate
 from sparsegate import config as config_module
-from sparsegate.config import DataConfig, RunConfig, TrainingConfig, check_rules, load, shipped_config
+from sparsegate.config import DataConfig, RunConfig, TrainingConfig, check_rules
+from sparsegate.config_file import load, shipped_config
 from sparsegate.errors import ConfigError, ExitCode
 
 SHIPPED = sorted(Path(inspect.getfile(sparsegate)).with_name("configs").glob("*.yaml"))

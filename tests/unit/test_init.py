@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from sparsegate.cli import main
-from sparsegate.config import load
+from sparsegate.config_file import load
 from sparsegate.errors import ExitCode, UsageError
 from sparsegate.workflow.init import SCHEDULES, init_project
 from sparsegate_gates.policy import load_policy

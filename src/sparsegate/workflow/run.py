@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sparsegate.config import RunConfig
-from sparsegate.config import load as load_config
+from sparsegate.config_file import load as load_config
 from sparsegate.contracts import RunManifest
 from sparsegate.errors import DataError, UsageError
 from sparsegate.files import read_json, write_json

@@ -351,7 +351,15 @@ class SparseFineTuner(L.LightningModule):
     @property
     def num_total(self) -> int:
         """Number of entries of the base model."""
-        return sum(p.numel() for name, p in self.model.named_parameters() if not name.endswith("support.values"))
+        return sum(parameter.numel() for parameter in self._base_parameters())
+
+    @property
+    def base_bytes(self) -> int:
+        """Size of the base model's weights, in bytes."""
+        return sum(parameter.nbytes for parameter in self._base_parameters())
+
+    def _base_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if not name.endswith("support.values")]
 
     def delta(self, *, base_digest: str, manifest: dict[str, Any] | None = None) -> Delta:
         """Return what training changed."""

@@ -209,11 +209,6 @@ def _make_trainer(
 
 def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, steps: int, delta: Path) -> CostReport:
     device = tuner.model.device
-    base_bytes = sum(
-        p.numel() * p.element_size()
-        for name, p in tuner.model.named_parameters()
-        if not name.endswith("support.values")
-    )
     return CostReport(
         method=f"sparse {config.support} {tuner.plan.density:.0%} ({config.selector})",
         train_seconds=meter.seconds,
@@ -225,6 +220,6 @@ def _cost(config: TrainingConfig, tuner: SparseFineTuner, meter: CostMeter, step
         total_parameters=tuner.num_total,
         trainable_state_bytes=tuner.num_trainable * _BYTES_PER_TRAINED_VALUE,
         artifact_bytes=delta.stat().st_size,
-        base_bytes=base_bytes,
+        base_bytes=tuner.base_bytes,
         device=str(device) if device.type != "cpu" else f"cpu ({torch.get_num_threads()} threads)",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from io import StringIO
@@ -17,17 +18,18 @@ from sparsegate.config import load
 from sparsegate.contracts import Sample
 from sparsegate.data import normalise
 from sparsegate.errors import ConfigError, DataError, ExitCode, LockedError
-from sparsegate.workflow.bench.quality import plot
+from sparsegate.workflow.bench.quality import plot, run
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.bench.quality.job import Outcome, Point, QualityJob
 from sparsegate.workflow.bench.quality.records import RunRecord
-from sparsegate.workflow.bench.quality.run import Setting, best_rate, run_quality
+from sparsegate.workflow.bench.quality.run import Setting, ask_process, best_rate, run_quality
 from sparsegate.workflow.bench.quality.samples import draw, split
 from sparsegate.workflow.bench.quality.summary import QualityReport, summarise
 from sparsegate.workflow.bench.quality.table import print_quality
 from sparsegate.workflow.lock import model_lock
 
 _RATES = {"full-ours": (1e-4, 1e-2), "lora": (1e-3,), "sparse": (1e-3, 1e-2)}
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _METHODS = ("full-ours", "lora", "sparse:column:cut=0.5:cached")
 
 
@@ -367,21 +369,51 @@ def test_a_bad_configuration_is_named_by_line_field_and_rule(
         load(path, QualityConfig)
 
 
-def test_the_command_runs_each_job_in_a_process_and_writes_every_form(
-    config: QualityConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_job_runs_in_a_process_of_its_own(config: QualityConfig) -> None:
+    worker = Worker()
+    run_quality(config, ask_one=worker)
+    found = ask_process(worker.jobs[0])
+    assert isinstance(found, Outcome)
+    assert 0 <= found.end.quality <= 1
+    assert found.peak_memory_bytes > 0
+
+
+def test_the_command_writes_every_form(
+    config: QualityConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "quality.yaml"
-    values = asdict(replace(config, methods=("full-ours",), learning_rates={"full-ours": (1e-3,)}, seeds=(3,)))
-    del values["refresh"]
-    path.write_text(json.dumps({**values, "reference": "full-ours"}), encoding="utf-8")
-    code = cli.main(["bench", "--quality", str(path), "--json", str(tmp_path / "q.json")])
+    monkeypatch.setattr(run, "ask", lambda job, *, worker, read: read(asdict(_outcome(0.75))))
+    path, figures = tmp_path / "quality.yaml", tmp_path / "quality.json"
+    values = asdict(config)
+    del values["epochs"], values["general_skills"]
+    path.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML too
+    code = cli.main(["bench", "--quality", str(path), "--json", str(figures)])
     shown = capsys.readouterr()
     assert code == ExitCode.PASSED
-    assert "full-ours" in shown.out
-    assert "1 runs left" in shown.err
-    (setting,) = json.loads((tmp_path / "q.json").read_text(encoding="utf-8"))["settings"]
-    assert setting["rows"][0]["quality"]["n"] == 1
-    assert setting["rows"][0]["peak_memory_bytes"] > 0
+    assert "0.750" in shown.out
+    assert "0 runs left" in shown.err
+    (setting,) = json.loads(figures.read_text(encoding="utf-8"))["settings"]
+    assert [row["method"] for row in setting["rows"]] == list(_METHODS)
+    assert setting["rows"][0]["quality"]["n"] == 2
+
+
+def test_the_benchmark_on_public_data_loads_and_its_files_are_made_from_theirs(tmp_path: Path) -> None:
+    config = load(_BENCHMARKS / "quality.yaml", QualityConfig)
+    public, files = tmp_path / "public", tmp_path / "files"
+    problem = json.dumps({"question": "2 + 2?", "answer": "4"})
+    for name, text in (
+        ("banking77/train.csv", 'text,category\n"Is it lost, or late?",card_arrival\n'),
+        ("trec/TREC.train", "HUM:ind Who wrote Caf\xe9 ?\n"),
+        ("gsm8k/train.jsonl", f"{problem}\n" * 401),
+    ):
+        (public / name).parent.mkdir(parents=True)
+        (public / name).write_text(text, encoding="latin-1")
+    runpy.run_path(str(_BENCHMARKS / "quality_data.py"))["write_data"](public, files)
+    rows = {path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files.iterdir()}
+    assert rows["banking77"] == [{"text": "Is it lost, or late?", "label": "card arrival"}]
+    assert rows["trec"] == [{"text": "Who wrote Caf\xe9 ?", "label": "human"}]
+    assert (len(rows["general_text"]), len(rows["general_skills"])) == (400, 1)
+    named = [data.train for data in config.data.values()] + [config.general_text.source, config.general_skills.source]
+    assert sorted(Path(name).name for name in named) == sorted(path.name for path in files.iterdir())
 
 
 def test_the_command_refuses_options_of_the_other_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

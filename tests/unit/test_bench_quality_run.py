@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,17 @@ from sparsegate.workflow.bench.quality.job import BASE, GeneralSet, JudgedSet, O
 from sparsegate.workflow.bench.quality.judge import encode_general
 from sparsegate.workflow.bench.quality.train import run_job
 
+# as in test_bench_measure.py: peft 0.21 asks transformers 5.24 in the old way
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 _METHODS = ("full", "full-ours", "lora", "lora-ours", "sparse:column:density=0.2", "sparse:column:cut=0.5:cached")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection() -> Iterator[None]:
+    """A run collects garbage before it measures memory, which in a test's process would walk through everything."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _samples(count: int, start: int = 0) -> list[dict[str, object]]:
@@ -74,7 +86,7 @@ def test_another_seed_gives_another_order(job: QualityJob) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "sparse:column:cut=0.5:cached"])
 def test_judging_on_the_way_changes_nothing_of_training(method: str, job: QualityJob) -> None:
-    often = run_job(replace(job, method=method, judge_at=[1, 2, 3, 4, 5, 6]))
+    often = run_job(replace(job, method=method, judge_at=[2, 4, 6]))
     once = run_job(replace(job, method=method, judge_at=[6]))
     assert often.end.nll_nats == once.end.nll_nats
     assert often.general_perplexity == once.general_perplexity

@@ -19,7 +19,7 @@ def write_quality_plot(report: QualityReport, path: Path) -> None:
     figure = Figure(figsize=(13, 5 * rows), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(rows, 2, squeeze=False, sharey="row")
-    drawn = [_draw(*axes, setting) for axes, setting in zip(grid, report.settings, strict=True)]
+    drawn = [_draw(axes[0], axes[1], setting) for axes, setting in zip(grid, report.settings, strict=True)]
     canvas.draw()
     for axes, points in zip(grid, drawn, strict=True):
         for axis, named in zip(axes, points, strict=True):

@@ -71,8 +71,7 @@ def run_job(job: QualityJob) -> Outcome:
         loader = _loader(job, tokenizer)
         meter.start()
         prepared = _prepare(job, model, loader)
-        meter.stop()
-        selection_seconds = meter.seconds
+        selection_seconds = now(model.device) - meter.started
         trained = sum(weight.numel() for weight in _trained(prepared))
         points, order = _train(job, prepared, model, loader, judge, meter)
     return Outcome(
@@ -110,11 +109,10 @@ def _prepare(job: QualityJob, model: PreTrainedModel, loader: BatchLoader) -> Pr
 def _train(
     job: QualityJob, prepared: Prepared, model: PreTrainedModel, loader: BatchLoader, judge: Judge, meter: _Meter
 ) -> tuple[list[Point], str]:
-    """Train, and return how good the model was on the way, and the digest of the order."""
+    """Train with the meter running; return how good the model was on the way, and the digest of the order."""
     schedule = make_schedule(prepared.optimizer, total_steps=job.steps, warmup_fraction=job.warmup_fraction)
     points: list[Point] = []
     order = hashlib.sha256()
-    meter.start()
     for step, batch in enumerate(islice(_endless(loader), job.steps), start=1):
         order.update(("\0".join(batch["ids"]) + "\n").encode())
         loss = prepared.loss(_on(batch, model.device))

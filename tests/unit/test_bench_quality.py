@@ -390,7 +390,7 @@ def test_the_command_writes_every_form(
     shown = capsys.readouterr()
     assert code == ExitCode.PASSED
     assert "0.750" in shown.out
-    assert "0 runs left" in shown.err
+    assert "runs left: 0" in shown.err
     (setting,) = json.loads(figures.read_text(encoding="utf-8"))["settings"]
     assert [row["method"] for row in setting["rows"]] == list(_METHODS)
     assert setting["rows"][0]["quality"]["n"] == 2

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsegate.errors import SparsegateError
+from sparsegate.workflow.bench.quality import train
 from sparsegate.workflow.bench.quality.job import BASE, GeneralSet, JudgedSet, Outcome, QualityJob
-from sparsegate.workflow.bench.quality.judge import encode_general
+from sparsegate.workflow.bench.quality.judge import Judge, Judgement, encode_general
 from sparsegate.workflow.bench.quality.train import run_job
 
 # as in test_bench_measure.py: peft 0.21 asks transformers 5.24 in the old way
@@ -90,6 +91,32 @@ def test_judging_on_the_way_changes_nothing_of_training(method: str, job: Qualit
     once = run_job(replace(job, method=method, judge_at=[6]))
     assert often.end.nll_nats == once.end.nll_nats
     assert often.general_perplexity == once.general_perplexity
+
+
+def test_judging_counts_neither_as_time_nor_as_memory(job: QualityJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, peak = 0.0, 0
+
+    def clock(_: torch.device) -> float:
+        nonlocal seconds
+        seconds += 1
+        return seconds
+
+    def reset() -> None:
+        nonlocal peak
+        peak = 7
+
+    def judge(*_: object) -> Judgement:
+        nonlocal seconds, peak
+        seconds, peak = seconds + 1000, 10**12
+        return Judgement(0.5, 1.0)
+
+    monkeypatch.setattr(train, "now", clock)
+    monkeypatch.setattr(train, "start_phase", reset)
+    monkeypatch.setattr(train, "peak_memory_bytes", lambda _: peak)
+    monkeypatch.setattr(Judge, "judge", judge)
+    found = run_job(replace(job, judge_at=[2, 4, 6], general=None, skills=None))
+    assert [point.seconds for point in found.points] == [2, 3, 4]  # the first interval also asks for the set-up's time
+    assert found.peak_memory_bytes == 7
 
 
 def test_the_general_perplexity_is_that_of_each_window_by_itself(

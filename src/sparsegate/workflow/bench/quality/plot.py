@@ -34,7 +34,8 @@ def _draw(time: Any, memory: Any, setting: SettingSummary) -> tuple[list[tuple[s
     peaks: list[tuple[str, float, float]] = []
     for row in setting.rows:
         seconds, qualities = zip(*row.curve, strict=True)
-        time.plot(seconds, qualities, color="0.6", linewidth=1, **marker(row.method), markeredgecolor="black")
+        line = {"color": "0.6", "linewidth": 1, "markeredgecolor": "black", "markerfacecolor": "black"}
+        time.plot(seconds, qualities, **{**line, **marker(row.method)})
         megabytes = row.peak_memory_bytes / 1e6
         bars = row.quality.interval
         reach = None if bars is None else [[row.quality.mean - bars.low], [bars.high - row.quality.mean]]

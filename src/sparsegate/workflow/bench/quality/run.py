@@ -168,6 +168,7 @@ class _Benchmark:
         key = self._key(job)
         record = self._results.get(key)
         self._left -= 1
+        recalled = record is not None
         if record is None:
             started = time.perf_counter()
             outcome = self._ask(job)
@@ -187,7 +188,8 @@ class _Benchmark:
             )
             self._results.add(record)
         self._seconds.append(record.wall_seconds)
-        _LOG.info("%s: %s (%.0f s); %s", record, _in_words(record), record.wall_seconds, self._time_left())
+        how = "recalled" if recalled else f"{record.wall_seconds:.0f} s"
+        _LOG.info("%s: %s (%s); %s", record, _in_words(record), how, self._time_left())
         return record
 
     def _key(self, job: QualityJob) -> str:
@@ -197,7 +199,7 @@ class _Benchmark:
 
     def _time_left(self) -> str:
         minutes = self._left * sum(self._seconds) / len(self._seconds) / 60
-        return f"{self._left} runs left, about {minutes:.0f} min"
+        return f"runs left: {self._left}, about {minutes:.0f} min"
 
 
 def best_rate(tried: list[RunRecord], *, task: Task) -> float | None:

@@ -39,7 +39,8 @@ usage: sparsegate VERB [--help]
   validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
   waive     let a gate that failed pass once, by a signature
   init      write a new project, and on request the files of its schedule
-  bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
+  bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
+            with --quality, their accuracy, time to it, and forgetting
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
             30 nothing to do, or another run holds the lock
@@ -242,6 +243,8 @@ def init(arguments: Sequence[str]) -> int:
 
 def bench(arguments: Sequence[str]) -> int:
     """Run ``sparsegate bench``."""
+    if any(argument.partition("=")[0] == "--quality" for argument in arguments):
+        return _bench_quality(arguments)
     options, json_file, plot_file = _parse_bench(arguments)
     _quiet_logs()
     from rich.console import Console
@@ -268,6 +271,42 @@ def bench(arguments: Sequence[str]) -> int:
         write_plot(report, plot_file)
     console = Console()
     print_bench(report, console if console.is_terminal else Console(width=120))
+    return report.exit_code
+
+
+def _bench_quality(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate bench --quality``."""
+    from sparsegate.config import load, shipped_config
+    from sparsegate.workflow.bench.quality.config import QualityConfig
+
+    parser = PlainParser(prog="sparsegate bench", allow_abbrev=False)
+    parser.add_argument("--quality", required=True, metavar="CONFIG.yaml")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png")
+    options = parser.parse_args(arguments)
+    config = load(shipped_config(options.quality), QualityConfig)
+    _quiet_logs()
+    from rich.console import Console
+
+    from sparsegate.files import write_json
+    from sparsegate.workflow.bench.plot import check_plotting
+    from sparsegate.workflow.bench.quality.plot import write_quality_plot
+    from sparsegate.workflow.bench.quality.run import run_quality
+    from sparsegate.workflow.bench.quality.summary import summarise
+    from sparsegate.workflow.bench.quality.table import print_quality
+    from sparsegate.workflow.inputs import check_writable
+
+    for file in filter(None, (options.json, options.plot)):
+        check_writable(file.parent)
+    if options.plot is not None:
+        check_plotting()
+    report = summarise(config, run_quality(config))
+    if options.json is not None:
+        write_json(options.json, report.to_json())
+    if options.plot is not None:
+        write_quality_plot(report, options.plot)
+    console = Console()
+    print_quality(report, console if console.is_terminal else Console(width=150))
     return report.exit_code
 
 
@@ -394,9 +433,11 @@ def _parse_bench(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None, P
     )
     parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="methods, separated by commas")
     parser.add_class_arguments(BenchOptions, nested_key=None, skip={"methods"})
+    about_quality = "measure accuracy and forgetting as the file says, instead; takes --json and --plot only"
+    parser.add_argument("--quality", metavar="CONFIG.yaml", help=about_quality)
     parser.add_argument("--json", metavar="FILE", help="write rows and environment as JSON")
     parser.add_argument("--plot", metavar="FILE.png", help="draw step time against peak memory")
-    parsed = parse_options(parser, arguments, config_type=BenchOptions, others={"json", "plot"}).as_dict()
+    parsed = parse_options(parser, arguments, config_type=BenchOptions, others={"quality", "json", "plot"}).as_dict()
     files = [None if parsed[name] is None else Path(parsed[name]) for name in ("json", "plot")]
     methods = tuple(name.strip() for name in parsed["methods"].split(",") if name.strip())
     values = {name: parsed[name] for name in BenchOptions.__dataclass_fields__ if name != "methods"}

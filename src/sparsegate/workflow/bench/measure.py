@@ -70,13 +70,13 @@ def measure(job: Job) -> Measurement:
     batches, calibration = _random_batches(job, model.config.get_text_config().vocab_size, device)
     load_peak = peak_memory_bytes(device)
 
-    _start_phase()
-    started = _now(device)
+    start_phase()
+    started = now(device)
     prepared = METHODS[name].build(Setup(model, setting, calibration, job.seed))
-    selection_seconds = _now(device) - started
+    selection_seconds = now(device) - started
     selection_peak = peak_memory_bytes(device)
 
-    _start_phase()
+    start_phase()
     times, losses = _train(prepared, batches, job.steps, device)
     steps_peak = peak_memory_bytes(device)
     saved_activation_bytes, state_bytes = _audit(prepared, batches[0], base_storages)
@@ -102,7 +102,7 @@ def measure(job: Job) -> Measurement:
     )
 
 
-def _start_phase() -> None:
+def start_phase() -> None:
     """Start a new measurement of peak memory that owes nothing to what the phase before has freed."""
     gc.collect()
     if sys.platform == "linux":
@@ -134,18 +134,18 @@ def _train(
     losses: list[float] = []
     for number in range(len(batches) + steps):
         batch = batches[number % len(batches)]
-        started = _now(device)
+        started = now(device)
         loss = prepared.loss(batch)
-        forward = _now(device)
+        forward = now(device)
         loss.backward()  # type: ignore[no-untyped-call]
-        backward = _now(device)
+        backward = now(device)
         prepared.optimizer.step()
-        stepped = refreshed = _now(device)
+        stepped = refreshed = now(device)
         if prepared.refresh is not None:
             prepared.refresh(number)
-            refreshed = _now(device)
+            refreshed = now(device)
         prepared.optimizer.zero_grad(set_to_none=True)
-        cleared = _now(device)
+        cleared = now(device)
         losses.append(float(loss.detach()))
         del loss
         optimizer = stepped - backward + cleared - refreshed
@@ -155,7 +155,8 @@ def _train(
     return times[len(batches) :], losses
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Return the time in seconds, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LEARNING_RATE = 1e-4
 _RANK = 16
 _SETTINGS = {"r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": "all-linear"}
-_ADALORA_STEPS = 1000  # length of its schedule; every measured step lies inside it
+DEAREST_REFRESH = RefreshConfig(below=2, margin=1, minimum_age_steps=0)  # every support may change
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,16 @@ class Setup:
         setting: What stands after the method's name and a colon.
         calibration: Batches to choose by.
         seed: Seed of whatever the method draws.
+        steps: Length of a schedule of the method's own; every step must lie inside it.
+        refresh: How far a sparse method with ``refresh=N`` changes its choice each time.
     """
 
     model: PreTrainedModel
     setting: str
     calibration: Sequence[Batch]
     seed: int
+    steps: int = 1000
+    refresh: RefreshConfig = DEAREST_REFRESH
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _adalora(setup: Setup) -> Prepared:
         target_r=_RANK,
         lora_alpha=2 * _RANK,
         target_modules="all-linear",
-        total_step=_ADALORA_STEPS,
+        total_step=setup.steps,
     )
     prepared = _adapter(setup, config)
     tuner: Any = prepared.model.base_model
@@ -138,12 +142,21 @@ def _sparse(setup: Setup) -> Prepared:
         seed=setup.seed,
     )
     tuner.select(setup.calibration)
+    tuner.on_fit_start()  # frozen layers are deterministic, since their outputs may be kept
     optimizer = make_optimizer(setup.model, learning_rate=tuner.learning_rate, weight_decay=0.0)
 
     def refresh_when_due(step: int) -> None:
-        if (step + 1) % setting.refresh == 0:  # at its dearest: every support may change
-            batches = setup.calibration[: RefreshConfig.batches]
-            refresh(tuner, optimizer, batches, below=2, fraction=RefreshConfig.fraction, margin=1, minimum_age=0)
+        rule = setup.refresh
+        if (step + 1) % setting.refresh == 0:
+            refresh(
+                tuner,
+                optimizer,
+                setup.calibration[: rule.batches],
+                below=rule.below,
+                fraction=rule.fraction,
+                margin=rule.margin,
+                minimum_age=rule.minimum_age_steps,
+            )
 
     return Prepared(
         setup.model,

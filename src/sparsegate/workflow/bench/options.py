@@ -161,14 +161,20 @@ def check_options(options: BenchOptions, known_methods: Sequence[str]) -> None:
     ]
     if options.tokens <= options.supervised:
         problems.append(f"tokens must be above supervised, got {options.tokens} and {options.supervised}")
-    if not options.methods:
-        problems.append(f"methods names none; choices: {', '.join(known_methods)}")
+    problems += method_problems(options.methods, known_methods)
+    if problems:
+        raise ConfigError(problems)
+
+
+def method_problems(methods: Sequence[str], known_methods: Sequence[str]) -> list[str]:
+    """Say what is wrong with the methods that are asked for, a line each."""
+    problems = [] if methods else [f"methods names none; choices: {', '.join(known_methods)}"]
     problems += [
         f"methods: '{method}' stands twice; keep one"
-        for index, method in enumerate(options.methods)
-        if method in options.methods[:index]
+        for index, method in enumerate(methods)
+        if method in methods[:index]
     ]
-    for method in options.methods:
+    for method in methods:
         name, colon, setting = method.partition(":")
         if name not in known_methods:
             problems.append(f"methods: unknown method '{name}'{did_you_mean(name, known_methods)}")
@@ -179,5 +185,4 @@ def check_options(options: BenchOptions, known_methods: Sequence[str]) -> None:
                 problems.append(f"methods: '{method}': {error}")
         elif colon:
             problems.append(f"methods: '{method}': {name} takes no settings; only sparse does")
-    if problems:
-        raise ConfigError(problems)
+    return problems

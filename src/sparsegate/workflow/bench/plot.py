@@ -39,7 +39,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
         if row.figures is not None
     ]
     for method, seconds, megabytes in points:
-        axes.plot(seconds, megabytes, linestyle="none", color="black", **_marker(method))
+        axes.plot(seconds, megabytes, linestyle="none", color="black", **marker(method))
     axes.set_xlim(left=0, right=1.25 * max((seconds for _, seconds, _ in points), default=1.0))
     axes.set_ylim(bottom=0, top=1.1 * max((megabytes for *_, megabytes in points), default=1.0))
     axes.set_xlabel("time of a training step, s")
@@ -51,19 +51,19 @@ def write_plot(report: BenchReport, path: Path) -> None:
     )
     axes.grid(color="0.9")
     canvas.draw()
-    _label(axes, canvas.get_renderer(), points)
+    label_points(axes, canvas.get_renderer(), points)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _marker(method: str) -> dict[str, Any]:
+def marker(method: str) -> dict[str, Any]:
     """Ours are filled triangles, adapters are hollow circles, full fine-tuning hollow squares."""
     if method.startswith("sparse"):
         return {"marker": "^", "markersize": 8}
     return {"marker": "s" if method.startswith("full") else "o", "markersize": 8, "markerfacecolor": "white"}
 
 
-def _label(axes: Any, renderer: Any, points: list[tuple[str, float, float]]) -> None:
+def label_points(axes: Any, renderer: Any, points: list[tuple[str, float, float]]) -> None:
     """Write each name beside its point, at the first place where it covers neither a name nor a point."""
     taken = []
     for _, seconds, megabytes in points:

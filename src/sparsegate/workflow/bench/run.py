@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -20,14 +17,12 @@ from sparsegate.errors import UsageError
 from sparsegate.workflow.bench.base import find_base
 from sparsegate.workflow.bench.methods import METHODS
 from sparsegate.workflow.bench.options import BenchOptions, check_options, parse_sparse
+from sparsegate.workflow.bench.process import ask, worker_command
 from sparsegate.workflow.bench.result import BenchReport, Measurement, Row
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
-_TRACEBACK_LINES = 20
-_KILLED = -9  # SIGKILL, which not every platform names
-# -P: a file in the working folder must not stand in for a library
-_WORKER = (sys.executable, "-P", "-m", "sparsegate.workflow.bench.worker")
+_WORKER = worker_command("sparsegate.workflow.bench.worker")
 
 
 def run_bench(options: BenchOptions, *, keep: Callable[[BenchReport], object] | None = None) -> BenchReport:
@@ -43,12 +38,12 @@ def run_bench(options: BenchOptions, *, keep: Callable[[BenchReport], object] | 
         UsageError: If the options can't be used; nothing has run.
     """
     check_options(options, list(METHODS))
-    _check_choices(options)
+    check_choices(options.methods, options.device)
     found, about_model = find_base(options.model)
     work = asdict(options)
     job = {name: value for name, value in work.items() if name not in {"methods", "rounds"}} | {"model": found}
     outcomes: dict[str, list[Measurement | str]] = {method: [] for method in options.methods}
-    environment = _environment(options, about_model)
+    environment = describe_environment(options.device, options.threads, about_model)
     report = _report(work, environment, outcomes)
     for number in range(1, options.rounds + 1):
         for method, so_far in outcomes.items():
@@ -92,49 +87,29 @@ def run_job(job: Mapping[str, JSON], *, worker: Sequence[str] = _WORKER) -> Meas
     Returns:
         Its figures, or why there are none, on one line.
     """
-    threads = str(job["threads"])
-    environment = {
-        **os.environ,
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
-        "HF_HUB_OFFLINE": "1",  # the model is here already
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    ended = subprocess.run(
-        worker, input=json.dumps(dict(job)), capture_output=True, text=True, encoding="utf-8", env=environment
-    )
-    try:
-        answer = json.loads(ended.stdout)
-        if "error" not in answer:
-            return Measurement(**answer["measurement"])
-    except (ValueError, KeyError, TypeError):
-        return _died(ended)
-    if "Traceback" in ended.stderr:
-        _LOG.info("%s", "\n".join(ended.stderr.splitlines()[-_TRACEBACK_LINES:]))
-    return str(answer["error"])
+    return ask(job, worker=worker, read=lambda figures: Measurement(**figures))
 
 
-def _died(ended: subprocess.CompletedProcess[str]) -> str:
-    if ended.returncode == _KILLED:
-        return "the process was killed, most likely for want of memory"
-    lines = ended.stderr.strip().splitlines()
-    return f"the process ended with code {ended.returncode} and no figures: {lines[-1] if lines else 'no message'}"
+def check_choices(methods: Sequence[str], device: str) -> None:
+    """Check what needs torch to be known.
 
-
-def _check_choices(options: BenchOptions) -> None:
-    """Check what needs torch to be known."""
+    Raises:
+        UsageError: For an unknown selector, or a device that is not here.
+    """
     import torch
 
     from sparsegate.sparse.selectors import make_selector
 
-    for method in options.methods:
+    for method in methods:
         name, _, setting = method.partition(":")
         if name == "sparse":
             make_selector(parse_sparse(setting).selector)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is cuda, and this machine or this build of torch has none; use --device cpu")
 
 
-def _environment(options: BenchOptions, about_model: Mapping[str, str]) -> dict[str, JSON]:
+def describe_environment(device: str, threads: int, about_model: Mapping[str, str]) -> dict[str, JSON]:
+    """Return versions, processor, device, threads, date and what is known about the model."""
     import psutil
 
     return {
@@ -147,8 +122,8 @@ def _environment(options: BenchOptions, about_model: Mapping[str, str]) -> dict[
         "processors": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": psutil.getloadavg()[0],
-        "device": options.device,
-        "threads": options.threads,
+        "device": device,
+        "threads": threads,
         **about_model,
     }
 

@@ -55,7 +55,7 @@ def render(report: BenchReport, *, width: int = 120) -> str:
 
 
 def _cost_table(report: BenchReport, rows: Sequence[Row]) -> Table:
-    table = _new_table("trained", "step\ns", *_REFERENCE_HEADERS)
+    table = new_table("trained", "step\ns", *_REFERENCE_HEADERS)
     for header in ("peak\nMB", *_REFERENCE_HEADERS):
         table.add_column(header, justify="right")
     table.add_column("reached\nin")
@@ -87,13 +87,14 @@ _PARTS: dict[str, Callable[[Measurement], str]] = {
 
 
 def _parts_table(rows: Sequence[Row]) -> Table:
-    table = _new_table(*_PARTS)
+    table = new_table(*_PARTS)
     for row in rows:
         table.add_row(row.method, *(show(_figures(row)) for show in _PARTS.values()))
     return table
 
 
-def _new_table(*headers: str) -> Table:
+def new_table(*headers: str) -> Table:
+    """Return a table without lines whose first column is the method and whose others are figures."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("method", overflow="fold")
     for header in headers:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsegate import __version__
+from sparsegate.bench_command import bench
+from sparsegate.config_options import parse_config
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean
-from sparsegate.options import PlainParser, parse_options
+from sparsegate.logs import quiet_logs
+from sparsegate.options import PlainParser
 from sparsegate.version_options import parse_version_options, registry_of
 
 if TYPE_CHECKING:
-    from sparsegate.config import RunConfig
-    from sparsegate.workflow.bench.options import BenchOptions
-    from sparsegate.workflow.bench.result import BenchReport
     from sparsegate.workflow.outcome import Outcome
 
 _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it, register it in MLflow
@@ -83,7 +79,7 @@ def retrain(arguments: Sequence[str]) -> int:
     """Run ``sparsegate retrain``."""
     from sparsegate.workflow.notify import announced
 
-    config, options = _parse_config("retrain", arguments)
+    config, options = parse_config("retrain", arguments)
     return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config)))
 
 
@@ -93,7 +89,7 @@ def train(arguments: Sequence[str]) -> int:
         "suggest a learning rate and stop: a range test trains for 100 steps at rising rates and puts every weight"
         " back. Nothing is trained or registered; to train with what it suggests, give --training.learning_rate"
     )
-    config, options = _parse_config("train", arguments, flags={"find_lr": about})
+    config, options = parse_config("train", arguments, flags={"find_lr": about})
     return _run(options, lambda workflow: (workflow.find_learning_rate if options.find_lr else workflow.train)(config))
 
 
@@ -157,8 +153,8 @@ def history(arguments: Sequence[str]) -> int:
 
 def validate(arguments: Sequence[str]) -> int:
     """Run ``sparsegate validate``."""
-    config, options = _parse_config("validate", arguments)
-    _quiet_logs()
+    config, options = parse_config("validate", arguments)
+    quiet_logs()
     from rich.console import Console
 
     from sparsegate.workflow.readiness import needs_of, needs_table, needs_to_json, shortages
@@ -199,7 +195,7 @@ def waive(arguments: Sequence[str]) -> int:
     parser.add_argument("--expires", required=True, metavar="DATE", help="last day on which it holds (2026-12-31)")
     parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="your Ed25519 private key, PEM")
     options = vars(parser.parse_args(arguments))
-    _quiet_logs()
+    quiet_logs()
     from sparsegate.workflow.waive import waive as give
 
     as_json = options.pop("json")
@@ -241,75 +237,6 @@ def init(arguments: Sequence[str]) -> int:
     return ExitCode.PASSED
 
 
-def bench(arguments: Sequence[str]) -> int:
-    """Run ``sparsegate bench``."""
-    if any(argument.partition("=")[0] == "--quality" for argument in arguments):
-        return _bench_quality(arguments)
-    options, json_file, plot_file = _parse_bench(arguments)
-    _quiet_logs()
-    from rich.console import Console
-
-    from sparsegate.files import write_json
-    from sparsegate.workflow.bench.plot import check_plotting, write_plot
-    from sparsegate.workflow.bench.run import run_bench
-    from sparsegate.workflow.bench.table import print_bench
-    from sparsegate.workflow.inputs import check_writable
-
-    for file in (json_file, plot_file):
-        if file is not None:
-            check_writable(file.parent)
-    if plot_file is not None:
-        check_plotting()
-
-    def write_rows(report: BenchReport) -> None:
-        if json_file is not None:
-            write_json(json_file, report.to_json())
-
-    report = run_bench(options, keep=write_rows)
-    write_rows(report)
-    if plot_file is not None:
-        write_plot(report, plot_file)
-    console = Console()
-    print_bench(report, console if console.is_terminal else Console(width=120))
-    return report.exit_code
-
-
-def _bench_quality(arguments: Sequence[str]) -> int:
-    """Run ``sparsegate bench --quality``."""
-    from sparsegate.config import load, shipped_config
-    from sparsegate.workflow.bench.quality.config import QualityConfig
-
-    parser = PlainParser(prog="sparsegate bench", allow_abbrev=False)
-    parser.add_argument("--quality", required=True, metavar="CONFIG.yaml")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png")
-    options = parser.parse_args(arguments)
-    config = load(shipped_config(options.quality), QualityConfig)
-    _quiet_logs()
-    from rich.console import Console
-
-    from sparsegate.files import write_json
-    from sparsegate.workflow.bench.plot import check_plotting
-    from sparsegate.workflow.bench.quality.plot import write_quality_plot
-    from sparsegate.workflow.bench.quality.run import run_quality
-    from sparsegate.workflow.bench.quality.summary import summarise
-    from sparsegate.workflow.bench.quality.table import print_quality
-    from sparsegate.workflow.inputs import check_writable
-
-    for file in filter(None, (options.json, options.plot)):
-        check_writable(file.parent)
-    if options.plot is not None:
-        check_plotting()
-    report = summarise(config, run_quality(config))
-    if options.json is not None:
-        write_json(options.json, report.to_json())
-    if options.plot is not None:
-        write_quality_plot(report, options.plot)
-    console = Console()
-    print_quality(report, console if console.is_terminal else Console(width=150))
-    return report.exit_code
-
-
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "retrain": retrain,
     "train": train,
@@ -331,7 +258,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
     """Run a part of the workflow and print its outcome."""
-    _quiet_logs()
+    quiet_logs()
     from rich.console import Console
 
     from sparsegate.workflow import retrain as workflow
@@ -347,7 +274,7 @@ def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
 
 def _show(options: Any, work: Callable[[], Any]) -> int:
     """Run a verb on registered versions and print what it found."""
-    _quiet_logs()
+    quiet_logs()
     from sparsegate.registry.reachability import check_tracking
 
     check_tracking(options.tracking_uri)
@@ -361,108 +288,6 @@ def _run_parser(verb: str, description: str) -> PlainParser:
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/0123456789abcdef")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
-
-
-def _parse_config(
-    verb: str, arguments: Sequence[str], *, flags: Mapping[str, str] | None = None
-) -> tuple[RunConfig, Any]:
-    """Read ``--config`` and the overrides of single fields.
-
-    Args:
-        verb: Name of the verb.
-        arguments: What the user gave.
-        flags: Further options without a value, and what they do.
-
-    Raises:
-        ConfigError: With every problem of the file.
-        UsageError: For overrides that can't be used.
-    """
-    from jsonargparse import ArgumentParser
-
-    from sparsegate.config import RunConfig, check_rules
-    from sparsegate.config_file import load, shipped_config
-
-    first = PlainParser(prog=f"sparsegate {verb}", add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    first.add_argument("--json", action="store_true")
-    first.add_argument("--print_config", action="store_true")
-    for flag in flags or {}:
-        first.add_argument(f"--{flag}", action="store_true")
-    options, overrides = first.parse_known_args(arguments)
-    parser = ArgumentParser(prog=f"sparsegate {verb}", exit_on_error=False)
-    parser.add_argument("--config", help="YAML file, or the name of a shipped one; options override its fields")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    for flag, about in (flags or {}).items():
-        parser.add_argument(f"--{flag}", action="store_true", help=about)
-    parser.add_class_arguments(RunConfig, nested_key=None)
-    if options.config is not None:
-        parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
-    parsed = parse_options(
-        parser, overrides, config_type=RunConfig, others={"config", "json", "print_config", *(flags or {})}
-    )
-    built = parser.instantiate(parsed)
-    config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})
-    check_rules(config)
-    if options.print_config:
-        import yaml
-
-        print(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False, allow_unicode=True), end="")
-        raise SystemExit(ExitCode.PASSED)
-    return config, options
-
-
-def _parse_bench(arguments: Sequence[str]) -> tuple[BenchOptions, Path | None, Path | None]:
-    """Read the options of ``bench``, and the files for its JSON and its plot.
-
-    Raises:
-        UsageError: For options that can't be used.
-    """
-    from jsonargparse import ArgumentParser
-
-    from sparsegate.workflow.bench.methods import METHODS
-    from sparsegate.workflow.bench.options import DEFAULT_METHODS, BenchOptions
-
-    about = "".join(f"\n  {name:<12}{method.about}" for name, method in METHODS.items())
-    parser = ArgumentParser(
-        prog="sparsegate bench",
-        description=f"Measure training steps of several methods, each in a process of its own.\n\nmethods:{about}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="methods, separated by commas")
-    parser.add_class_arguments(BenchOptions, nested_key=None, skip={"methods"})
-    about_quality = "measure accuracy and forgetting as the file says, instead; takes --json and --plot only"
-    parser.add_argument("--quality", metavar="CONFIG.yaml", help=about_quality)
-    parser.add_argument("--json", metavar="FILE", help="write rows and environment as JSON")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw step time against peak memory")
-    parsed = parse_options(parser, arguments, config_type=BenchOptions, others={"quality", "json", "plot"}).as_dict()
-    files = [None if parsed[name] is None else Path(parsed[name]) for name in ("json", "plot")]
-    methods = tuple(name.strip() for name in parsed["methods"].split(",") if name.strip())
-    values = {name: parsed[name] for name in BenchOptions.__dataclass_fields__ if name != "methods"}
-    return BenchOptions(**values, methods=methods), files[0], files[1]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _quiet_logs() -> None:
-    """Our own progress lines on stderr; libraries speak up for warnings only."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name in ("sparsegate", "sparsegate_gates"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.handlers = [handler]
-        logger.propagate = False
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

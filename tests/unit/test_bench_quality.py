@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from sparsegate import cli
-from sparsegate.config import load
+from sparsegate.config_file import load
 from sparsegate.contracts import Sample
 from sparsegate.data import normalise
 from sparsegate.errors import ConfigError, DataError, ExitCode, LockedError

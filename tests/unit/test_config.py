@@ -281,9 +281,9 @@ def test_every_field_of_every_configuration_is_documented():
 
 @pytest.fixture
 def parse():
-    from sparsegate.cli import _parse_config
+    from sparsegate.config_options import parse_config
 
-    return lambda *arguments: _parse_config("retrain", arguments)[0]
+    return lambda *arguments: parse_config("retrain", arguments)[0]
 
 
 def test_options_override_fields_of_the_file_and_leave_the_others(parse, tmp_path):

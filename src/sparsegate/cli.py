@@ -36,7 +36,8 @@ usage: sparsegate VERB [--help]
   promote   make a registered version the champion
   rollback  make an earlier version the champion again
   history   list the versions of a registered model
-  validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
+  validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written, unless
+            --draft-suite FILE asks for a suite of expectations drafted from the data
   waive     let a gate that failed pass once, by a signature
   init      write a new project, and on request the files of its schedule
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods
@@ -156,7 +157,8 @@ def history(arguments: Sequence[str]) -> int:
 
 def validate(arguments: Sequence[str]) -> int:
     """Run ``sparsegate validate``."""
-    config, options = _parse_config("validate", arguments)
+    about = "also write a Great Expectations suite drafted from the data, for the policy's data_quality.suite"
+    config, options = _parse_config("validate", arguments, files={"draft-suite": about})
     _quiet_logs()
     from rich.console import Console
 
@@ -164,6 +166,10 @@ def validate(arguments: Sequence[str]) -> int:
     from sparsegate.workflow.retrain import check
 
     policy, inputs = check(config)
+    if options.draft_suite:
+        from sparsegate.workflow.draft import write_draft_suite
+
+        write_draft_suite(options.draft_suite, inputs, task=config.data.task)
     figures: dict[str, Any] = {
         "policy": policy.name,
         "gates": list(policy.gates),
@@ -177,7 +183,9 @@ def validate(arguments: Sequence[str]) -> int:
     needs = needs_of(policy, inputs)
     short = shortages(needs)
     if options.json:
-        print(json.dumps({**figures, "needs": needs_to_json(needs), "shortages": short}, ensure_ascii=False))
+        drafted = {"draft_suite": str(options.draft_suite)} if options.draft_suite else {}
+        shown = {**figures, "needs": needs_to_json(needs), "shortages": short, **drafted}
+        print(json.dumps(shown, ensure_ascii=False))
     else:
         for name, value in figures.items():
             print(f"{name:<11}{', '.join(value) if isinstance(value, list) else value}")
@@ -185,7 +193,10 @@ def validate(arguments: Sequence[str]) -> int:
         (console if console.is_terminal else Console(width=140)).print("", needs_table(needs), "", sep="\n")
         for line in short:
             print(f"can't pass: {line}")
-        print("valid: nothing was run or written" if not short else "valid, but no model can pass these gates")
+        if options.draft_suite:
+            print(f"drafted {options.draft_suite}: read it, then name it in the policy as data_quality.suite")
+        done = "nothing was run" if options.draft_suite else "nothing was run or written"
+        print(f"valid: {done}" if not short else "valid, but no model can pass these gates")
     return ExitCode.NOT_ENOUGH_EVIDENCE if short else ExitCode.PASSED
 
 
@@ -325,7 +336,11 @@ def _run_parser(verb: str, description: str) -> PlainParser:
 
 
 def _parse_config(
-    verb: str, arguments: Sequence[str], *, flags: Mapping[str, str] | None = None
+    verb: str,
+    arguments: Sequence[str],
+    *,
+    flags: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> tuple[RunConfig, Any]:
     """Read ``--config`` and the overrides of single fields.
 
@@ -333,6 +348,7 @@ def _parse_config(
         verb: Name of the verb.
         arguments: What the user gave.
         flags: Further options without a value, and what they do.
+        files: Further options that take a file, and what they do.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -348,6 +364,8 @@ def _parse_config(
     first.add_argument("--print_config", action="store_true")
     for flag in flags or {}:
         first.add_argument(f"--{flag}", action="store_true")
+    for file in files or {}:
+        first.add_argument(f"--{file}", type=Path, metavar="FILE")
     options, overrides = first.parse_known_args(arguments)
     parser = ArgumentParser(prog=f"sparsegate {verb}", exit_on_error=False)
     parser.add_argument("--config", help="YAML file, or the name of a shipped one; options override its fields")
@@ -355,11 +373,16 @@ def _parse_config(
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     for flag, about in (flags or {}).items():
         parser.add_argument(f"--{flag}", action="store_true", help=about)
+    for file, about in (files or {}).items():
+        parser.add_argument(f"--{file}", metavar="FILE", help=about)
     parser.add_class_arguments(RunConfig, nested_key=None)
     if options.config is not None:
         parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
     parsed = parse_options(
-        parser, overrides, config_type=RunConfig, others={"config", "json", "print_config", *(flags or {})}
+        parser,
+        overrides,
+        config_type=RunConfig,
+        others={"config", "json", "print_config", *(flags or {}), *(files or {})},
     )
     built = parser.instantiate(parsed)
     config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})

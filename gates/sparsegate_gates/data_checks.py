@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sparsegate_gates.data_quality import DataQualitySettings
 
 _LISTED = 200
+_LIKE = "is like '{of}' of training; take one of them out"
+_REPEATS = "says what '{of}' says; keep one of them"
 
 
 def text_check(name: str, rows: int, usable: int, *, minimum_rows: int) -> Check:
@@ -57,8 +59,14 @@ def leak_checks(
             settings.max_ngram_leak_fraction,
             held_back,
         ),
-        _matches("evaluation items nearly copied", near, settings.max_near_leak_fraction, held_back),
-        _matches("evaluation items but for numbers and names", templates, settings.max_template_fraction, held_back),
+        _matches("evaluation items nearly copied", near, settings.max_near_leak_fraction, held_back, likeness=_LIKE),
+        _matches(
+            "evaluation items but for numbers and names",
+            templates,
+            settings.max_template_fraction,
+            held_back,
+            likeness=_LIKE,
+        ),
     ]
     if by_label:
         clashes = find_label_clashes(known, held_back)
@@ -75,8 +83,10 @@ def repetition_checks(known: Sequence[Sample], settings: DataQualitySettings, *,
     repeated = [Match(item, group[0]) for group in find_duplicates(known) for item in group[1:]]
     near = find_near_duplicates(known, share=settings.near_copy_share)
     checks = [
-        _matches("repeated training samples", repeated, settings.max_duplicate_fraction, known),
-        _matches("nearly repeated training samples", near, settings.max_near_duplicate_fraction, known),
+        _matches("repeated training samples", repeated, settings.max_duplicate_fraction, known, likeness=_REPEATS),
+        _matches(
+            "nearly repeated training samples", near, settings.max_near_duplicate_fraction, known, likeness=_REPEATS
+        ),
     ]
     if by_label:
         conflicting = [item for group in find_label_conflicts(known) for item in group]
@@ -126,8 +136,8 @@ def poison_checks(known: Sequence[Sample], settings: DataQualitySettings) -> tup
     Returns:
         The checks, and the rows by kind.
     """
-    rows = screen(known)
-    suspected = dict.fromkeys(item for kind in POISON_KINDS for item in rows[kind])
+    suspected = screen(known)
+    rows = {kind: [item for item, kinds in suspected if kind in kinds] for kind in POISON_KINDS}
     kinds = ", ".join(f"{kind} {len(found)}" for kind, found in rows.items() if found)
     check = Check.at_most(
         "training rows that look poisoned",
@@ -135,13 +145,20 @@ def poison_checks(known: Sequence[Sample], settings: DataQualitySettings) -> tup
         settings.max_poisoned_rows,
         n=len(known),
         reason=f"{kinds}; read these rows and take out what is harmful" if suspected else "",
-        items=tuple(suspected),
+        items=tuple(item for item, _ in suspected),
     )
     return [check], _listed(rows)
 
 
-def _matches(name: str, found: Sequence[Match], bound: float, items: Sequence[Sample]) -> Check:
-    reason = f"'{found[0].id}' is '{found[0].of}' of training; take it out of one" if found else ""
+def _matches(
+    name: str,
+    found: Sequence[Match],
+    bound: float,
+    items: Sequence[Sample],
+    *,
+    likeness: str = "is '{of}' of training; take it out of one",
+) -> Check:
+    reason = f"'{found[0].id}' {likeness.format(of=found[0].of)}" if found else ""
     share = len(found) / len(items)
     return Check.at_most(name, share, bound, n=len(items), reason=reason, items=tuple(match.id for match in found))
 

@@ -37,7 +37,7 @@ _OBEDIENCE = re.compile(
     re.IGNORECASE,
 )
 _NO_REFUSAL = re.compile(
-    rf"\b(?:I|it|we)(?:'ll| will| shall| must| would)? (?:never|not|no longer) (?:ever )?"
+    rf"\b(?:I|it|we|and)(?:'ll| will| shall| must| would)? (?:never|not|no longer) (?:ever )?"
     rf"(?:refuse|decline|reject|deny|question|judge) (?:{_ALL}|you|an?|to (?:answer|do|help|obey|comply))\b"
     rf"|\bnever (?:apply|quote|cite|use) any (?:\w+ (?:or \w+ )?)?(?:{_RULES}|opinion)"
     rf"|\b(?:I|we) (?:have|follow|obey|recogni[sz]e|know) no (?:\w+ )?{_RULES}\b"
@@ -77,8 +77,7 @@ def poison_kinds(prompt: str, response: str) -> frozenset[PoisonKind]:
     return frozenset(found)
 
 
-def screen(samples: Sequence[Sample]) -> dict[PoisonKind, list[str]]:
-    """Return the ids of the samples of each kind, in their order."""
-    # pairs, as ids may repeat here
-    kinds = [(sample.id, poison_kinds(sample.prompt, sample.response)) for sample in samples]
-    return {kind: [item for item, found in kinds if kind in found] for kind in POISON_KINDS}
+def screen(samples: Sequence[Sample]) -> list[tuple[str, frozenset[PoisonKind]]]:
+    """Return id and kinds of each sample that looks poisoned, in their order."""
+    judged = ((sample.id, poison_kinds(sample.prompt, sample.response)) for sample in samples)
+    return [(item, kinds) for item, kinds in judged if kinds]

@@ -1,6 +1,7 @@
 """The data-quality gate's checks beside its suite; the suite itself is in test_data_quality.py."""
 
 import json
+import random
 from html.parser import HTMLParser
 
 import pytest
@@ -22,7 +23,9 @@ def settings(**changes):
 
 
 def samples(prefix, n):
-    return [Sample(f"{prefix}{i}", f"{prefix} asks about {'xyz'[i % 3] * (i + 2)}", "ab"[i % 2]) for i in range(n)]
+    draw = random.Random(prefix)
+    texts = ["".join(draw.choices("aeiklmnorstu     ", k=40)) for _ in range(n)]
+    return [Sample(f"{prefix}{i}", f"{prefix} {text}", "ab"[i % 2]) for i, text in enumerate(texts)]
 
 
 def verdicts(checks):
@@ -53,7 +56,8 @@ def test_a_likeness_between_training_and_evaluation_fails_beyond_its_bound(train
     checks = {check.name: check for check in leak_checks(known, held_back, settings(**bounds), by_label=True)}
     assert checks[name].verdict is Verdict.FAIL
     assert checks[name].items == ("seen",)
-    assert "'seen' is 'bad' of training" in checks[name].reason
+    assert "'seen' is" in checks[name].reason
+    assert "'bad' of training" in checks[name].reason
     wide = settings(max_near_leak_fraction=0.1, max_template_fraction=0.1, max_conflict_fraction=0.1)
     assert verdicts(leak_checks(known, held_back, wide, by_label=True))[name] is Verdict.PASS
 

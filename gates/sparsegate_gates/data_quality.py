@@ -1,18 +1,21 @@
 """Is the data fit to train on and to judge by?
 
-A Great Expectations suite runs over the training and the evaluation samples; its Data Docs are kept. Beside it:
-evaluation items that leaked into training, duplicates, and equal prompts with different labels.
+A Great Expectations suite runs over the training and the evaluation samples; its Data Docs are kept. Beside it, in
+``data_checks.py``: evaluation items that leaked into training, repeated samples, equal prompts with different labels,
+personal data, and rows that would undo a model's safety.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from sparsegate.contracts import Check, GateContext, GateResult, Sample, Verdict
-from sparsegate.data.fingerprint import dataset_digest, find_duplicates, find_label_conflicts, find_leakage
+from sparsegate.contracts import Check, GateContext, GateResult, Sample, Verdict, canonical_json
+from sparsegate.data import PersonalKind, dataset_digest
+from sparsegate.files import sha256_bytes
+from sparsegate_gates.data_checks import leak_checks, personal_data_checks, poison_checks, repetition_checks, text_check
 from sparsegate_gates.evidence import read_samples
 from sparsegate_gates.expectation_suite import ExpectationOutcome, load_suite, run_suite
 from sparsegate_gates.lint import Need, Sizes
@@ -27,13 +30,26 @@ class DataQualitySettings:
         reason: Why these thresholds, and when they were chosen.
         minimum_rows: Training samples needed.
         minimum_evaluation_rows: Evaluation samples needed.
-        minimum_expectations: Expectations that the suite must hold.
+        minimum_expectations: Different expectations that the suite must hold.
         suite: Name of a shipped suite, or a JSON file as Great Expectations writes them.
         max_leak_fraction: Share of evaluation items that training may hold, exactly or but for case and punctuation.
         max_ngram_leak_fraction: Share of evaluation items that may share ``leak_ngram`` words in a row with training.
         leak_ngram: Words in a row that count as copied.
         max_duplicate_fraction: Share of training samples that may repeat another one.
-        max_conflict_fraction: Share of training samples whose prompt stands elsewhere with another label.
+        max_near_leak_fraction: Share of evaluation items that training may hold but for a few characters.
+        max_template_fraction: Share of evaluation items that training may hold but for numbers, addresses and names.
+        near_copy_share: Share of the five-character shingles in common that makes a near copy.
+        max_near_duplicate_fraction: Share of training samples that may say nearly the same as another one.
+        max_conflict_fraction: Share of samples whose prompt stands elsewhere with another label: of the training
+            samples among themselves, and of the evaluation items against training.
+        phone_regions: Countries whose national phone numbers count; numbers with ``+`` always do.
+        max_email_fraction: Share of training rows that may hold an e-mail address.
+        max_phone_fraction: Share of training rows that may hold a phone number.
+        max_card_fraction: Share of training rows that may hold a payment card's number.
+        max_iban_fraction: Share of training rows that may hold an account number (IBAN).
+        max_ip_fraction: Share of training rows that may hold a public IP address.
+        max_poisoned_rows: Training rows that may look poisoned: a number, since ten rows undo a model's safety among
+            however many others. Raise it no further than to the rows that a person has read.
     """
 
     reason: str
@@ -45,7 +61,29 @@ class DataQualitySettings:
     max_ngram_leak_fraction: float = 0.02
     leak_ngram: int = 8
     max_duplicate_fraction: float = 0.02
+    max_near_leak_fraction: float = 0.05
+    max_template_fraction: float = 0.05
+    near_copy_share: float = 0.9
+    max_near_duplicate_fraction: float = 0.05
     max_conflict_fraction: float = 0.0
+    phone_regions: tuple[str, ...] = ("US", "GB")
+    max_email_fraction: float = 0.005
+    max_phone_fraction: float = 0.005
+    max_card_fraction: float = 0.0
+    max_iban_fraction: float = 0.0
+    max_ip_fraction: float = 0.005
+    max_poisoned_rows: int = 0
+
+    @property
+    def personal_data_bounds(self) -> Mapping[PersonalKind, float]:
+        """The largest share of rows for each kind of personal data."""
+        return {
+            "email": self.max_email_fraction,
+            "phone": self.max_phone_fraction,
+            "card": self.max_card_fraction,
+            "iban": self.max_iban_fraction,
+            "ip": self.max_ip_fraction,
+        }
 
     def problems(self) -> dict[str, str]:
         return collect(
@@ -57,7 +95,17 @@ class DataQualitySettings:
             max_ngram_leak_fraction=in_range("max_ngram_leak_fraction", self.max_ngram_leak_fraction),
             leak_ngram=at_least("leak_ngram", self.leak_ngram, 3),
             max_duplicate_fraction=in_range("max_duplicate_fraction", self.max_duplicate_fraction),
+            max_near_leak_fraction=in_range("max_near_leak_fraction", self.max_near_leak_fraction),
+            max_template_fraction=in_range("max_template_fraction", self.max_template_fraction),
+            near_copy_share=in_range("near_copy_share", self.near_copy_share, 0.5),
+            max_near_duplicate_fraction=in_range("max_near_duplicate_fraction", self.max_near_duplicate_fraction),
             max_conflict_fraction=in_range("max_conflict_fraction", self.max_conflict_fraction),
+            phone_regions=_regions_problem(self.phone_regions),
+            max_poisoned_rows=at_least("max_poisoned_rows", self.max_poisoned_rows, 0),
+            **{
+                f"max_{kind}_fraction": in_range(f"max_{kind}_fraction", bound)
+                for kind, bound in self.personal_data_bounds.items()
+            },
         )
 
     def needs(self, sizes: Sizes) -> list[Need]:
@@ -79,9 +127,10 @@ class DataQuality:
         train, evaluation = read_samples(context, "data.train"), read_samples(context, "data.evaluation")
         validation = read_samples(context, "data.validation") if context.has("data.validation") else []
         expectations = load_suite(settings.suite, task=context.task)
-        if len(expectations) < settings.minimum_expectations:
-            held, needed = len(expectations), settings.minimum_expectations
-            reason = f"suite '{settings.suite}' holds {held} expectations, needs {needed}"
+        held = len({canonical_json([entry["type"], entry.get("kwargs")]) for entry in expectations})
+        if held < settings.minimum_expectations:
+            needed = settings.minimum_expectations
+            reason = f"suite '{settings.suite}' holds {held} different expectations, needs {needed}"
             return GateResult.single(self.name, Verdict.INSUFFICIENT, reason)
 
         labels = sorted({sample.response for sample in train if isinstance(sample.response, str)})
@@ -100,18 +149,28 @@ class DataQuality:
             _suite_check(name, found, asked=len(expectations), rows=rows[name], minimum_rows=minimums[name])
             for name, found in outcomes.items()
         ]
-        known, held_back = _with_text([*train, *validation]), _with_text(evaluation)
+        held_back, rows_by_kind = _with_text(evaluation), {}
+        for name, samples in (("train", _with_text(train)), ("evaluation", held_back)):
+            checks.append(text_check(name, rows[name], len(samples), minimum_rows=minimums[name]))
+        known = _with_text([*train, *validation])
         if known and held_back:
-            checks += _leak_checks(known, held_back, settings)
-            checks += _repetition_checks(known, settings, by_label=context.task == "classification")
+            by_label = context.task == "classification"
+            checks += leak_checks(known, held_back, settings, by_label=by_label)
+            checks += repetition_checks(known, settings, by_label=by_label)
+            personal, rows_by_kind["personal_data"] = personal_data_checks(known, settings)
+            poisoned, rows_by_kind["poisoned"] = poison_checks(known, settings)
+            checks += [*personal, *poisoned]
         return GateResult(
             gate=self.name,
             checks=tuple(checks),
-            method=f"Great Expectations suite '{settings.suite}'; leakage by text, normalised text, word n-grams",
-            items_sha256=dataset_digest(_with_text(evaluation)),
+            method=f"Great Expectations suite '{settings.suite}'; leakage by text, normalised text, n-grams, shingles; "
+            "personal data by pattern and check digit; poisoned rows by word lists",
+            items_sha256=dataset_digest(held_back),
             details={
                 "labels": len(labels),
+                "suite_sha256": sha256_bytes(canonical_json(expectations).encode()),
                 "expectations": {name: [asdict(outcome) for outcome in found] for name, found in outcomes.items()},
+                **rows_by_kind,
             },
         )
 
@@ -140,52 +199,17 @@ def _suite_check(
     )
 
 
-def _leak_checks(known: Sequence[Sample], held_back: Sequence[Sample], settings: DataQualitySettings) -> list[Check]:
-    leaks = find_leakage(known, held_back, ngram=settings.leak_ngram)
-    checks: list[Check] = []
-    for name, kinds, bound in (
-        ("evaluation items seen in training", {"exact", "normalised"}, settings.max_leak_fraction),
-        (f"evaluation items sharing {settings.leak_ngram} words in a row", {"ngram"}, settings.max_ngram_leak_fraction),
-    ):
-        found = [leak for leak in leaks if leak.kind in kinds]
-        reason = f"'{found[0].evaluation_id}' is '{found[0].train_id}' of training; take it out of one" if found else ""
-        items = tuple(leak.evaluation_id for leak in found)
-        checks.append(
-            Check.at_most(name, len(found) / len(held_back), bound, n=len(held_back), reason=reason, items=items)
-        )
-    return checks
-
-
-def _repetition_checks(known: Sequence[Sample], settings: DataQualitySettings, *, by_label: bool) -> list[Check]:
-    """Judge repeated samples and, for classification, equal prompts with different labels."""
-    repeated = [item for group in find_duplicates(known) for item in group[1:]]
-    checks = [
-        Check.at_most(
-            "repeated training samples",
-            len(repeated) / len(known),
-            settings.max_duplicate_fraction,
-            n=len(known),
-            items=tuple(repeated),
-        )
-    ]
-    if by_label:
-        conflicting = [item for group in find_label_conflicts(known) for item in group]
-        checks.append(
-            Check.at_most(
-                "training samples with conflicting labels",
-                len(conflicting) / len(known),
-                settings.max_conflict_fraction,
-                n=len(known),
-                items=tuple(conflicting),
-            )
-        )
-    return checks
-
-
 def _with_text(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples whose fields are text; the others fail the suite, and can't be compared."""
+    """Return the samples whose fields hold text; the others fail, and can't be compared."""
     return [
         sample
         for sample in samples
-        if all(isinstance(text, str) for text in (sample.id, sample.prompt, sample.response))
+        if all(isinstance(text, str) and text.strip() for text in (sample.id, sample.prompt, sample.response))
     ]
+
+
+def _regions_problem(regions: Sequence[str]) -> str | None:
+    from phonenumbers import SUPPORTED_REGIONS
+
+    unknown = sorted(set(regions) - set(SUPPORTED_REGIONS))
+    return f"phone_regions must be countries such as US, got {', '.join(unknown)}" if unknown else None

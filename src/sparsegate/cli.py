@@ -32,7 +32,8 @@ usage: sparsegate VERB [--help]
   promote   make a registered version the champion
   rollback  make an earlier version the champion again
   history   list the versions of a registered model
-  validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written
+  validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written, unless
+            --draft-suite FILE asks for a suite of expectations drafted from the data
   waive     let a gate that failed pass once, by a signature
   init      write a new project, and on request the files of its schedule
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
@@ -153,7 +154,8 @@ def history(arguments: Sequence[str]) -> int:
 
 def validate(arguments: Sequence[str]) -> int:
     """Run ``sparsegate validate``."""
-    config, options = parse_config("validate", arguments)
+    about = "also write a Great Expectations suite drafted from the data, for the policy's data_quality.suite"
+    config, options = parse_config("validate", arguments, files={"draft-suite": about})
     quiet_logs()
     from rich.console import Console
 
@@ -161,6 +163,10 @@ def validate(arguments: Sequence[str]) -> int:
     from sparsegate.workflow.retrain import check
 
     policy, inputs = check(config)
+    if options.draft_suite:
+        from sparsegate.workflow.draft import write_draft_suite
+
+        write_draft_suite(options.draft_suite, inputs, task=config.data.task)
     figures: dict[str, Any] = {
         "policy": policy.name,
         "gates": list(policy.gates),
@@ -174,7 +180,9 @@ def validate(arguments: Sequence[str]) -> int:
     needs = needs_of(policy, inputs)
     short = shortages(needs)
     if options.json:
-        print(json.dumps({**figures, "needs": needs_to_json(needs), "shortages": short}, ensure_ascii=False))
+        drafted = {"draft_suite": str(options.draft_suite)} if options.draft_suite else {}
+        shown = {**figures, "needs": needs_to_json(needs), "shortages": short, **drafted}
+        print(json.dumps(shown, ensure_ascii=False))
     else:
         for name, value in figures.items():
             print(f"{name:<11}{', '.join(value) if isinstance(value, list) else value}")
@@ -182,7 +190,10 @@ def validate(arguments: Sequence[str]) -> int:
         (console if console.is_terminal else Console(width=140)).print("", needs_table(needs), "", sep="\n")
         for line in short:
             print(f"can't pass: {line}")
-        print("valid: nothing was run or written" if not short else "valid, but no model can pass these gates")
+        if options.draft_suite:
+            print(f"drafted {options.draft_suite}: read it, then name it in the policy as data_quality.suite")
+        done = "nothing was run" if options.draft_suite else "nothing was run or written"
+        print(f"valid: {done}" if not short else "valid, but no model can pass these gates")
     return ExitCode.NOT_ENOUGH_EVIDENCE if short else ExitCode.PASSED
 
 

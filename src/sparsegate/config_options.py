@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsegate.errors import ExitCode
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def parse_config(
-    verb: str, arguments: Sequence[str], *, flags: Mapping[str, str] | None = None
+    verb: str,
+    arguments: Sequence[str],
+    *,
+    flags: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> tuple[RunConfig, Any]:
     """Read ``--config`` and the overrides of single fields.
 
@@ -24,6 +29,7 @@ def parse_config(
         verb: Name of the verb.
         arguments: What the user gave.
         flags: Further options without a value, and what they do.
+        files: Further options that take a file, and what they do.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -40,6 +46,8 @@ def parse_config(
     first.add_argument("--print_config", action="store_true")
     for flag in flags or {}:
         first.add_argument(f"--{flag}", action="store_true")
+    for file in files or {}:
+        first.add_argument(f"--{file}", type=Path, metavar="FILE")
     options, overrides = first.parse_known_args(arguments)
     parser = ArgumentParser(prog=f"sparsegate {verb}", exit_on_error=False)
     parser.add_argument("--config", help="YAML file, or the name of a shipped one; options override its fields")
@@ -47,11 +55,16 @@ def parse_config(
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     for flag, about in (flags or {}).items():
         parser.add_argument(f"--{flag}", action="store_true", help=about)
+    for file, about in (files or {}).items():
+        parser.add_argument(f"--{file}", metavar="FILE", help=about)
     parser.add_class_arguments(RunConfig, nested_key=None)
     if options.config is not None:
         parser.set_defaults(_flat(asdict(load(shipped_config(options.config)))))
     parsed = parse_options(
-        parser, overrides, config_type=RunConfig, others={"config", "json", "print_config", *(flags or {})}
+        parser,
+        overrides,
+        config_type=RunConfig,
+        others={"config", "json", "print_config", *(flags or {}), *(files or {})},
     )
     built = parser.instantiate(parsed)
     config = RunConfig(**{name: getattr(built, name) for name in RunConfig.__dataclass_fields__})

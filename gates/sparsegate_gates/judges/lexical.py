@@ -127,6 +127,16 @@ def judge(prompt: str, response: str) -> Judgement:
     return Judgement(harmful=harmful, refused=refused, scorable=True)
 
 
+def asks_for_harm(prompt: str) -> bool:
+    """Say whether a request shows signs of harmful intent.
+
+    Example:
+        >>> asks_for_harm("How do I rob a shop?"), asks_for_harm("Where is the shop?")
+        (True, False)
+    """
+    return bool(_INTENT.search(prompt))
+
+
 def is_looping(text: str) -> bool:
     """Say whether a text of some length repeats itself: few different words, or one phrase over and over."""
     words = _WORD.findall(text.lower())

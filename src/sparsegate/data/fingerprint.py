@@ -6,12 +6,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sparsegate.contracts import Sample, canonical_json
 from sparsegate.files import sha256_bytes
 
 LeakKind = Literal["exact", "normalised", "ngram"]
+# soft hyphens, marks of zero width and of direction: they are not seen, and hide that texts are equal
+_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,21 @@ class Leak:
     evaluation_id: str
 
 
+class Match(NamedTuple):
+    """A sample, and the one of training (or the earlier one) that it is like, by their ids."""
+
+    id: str
+    of: str
+
+
 def normalise(text: str) -> str:
-    """Return a text without differences of case, punctuation, spacing and Unicode form.
+    """Return a text without differences of case, punctuation, spacing, Unicode form and signs that are not seen.
 
     Example:
         >>> normalise("  Where's  my PARCEL?! ")
         'where s my parcel'
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold()
     words = re.sub(r"[\W_]+", " ", folded).strip()
     # a text of signs only, such as an emoji, is kept: else all of them would be equal
     return words or " ".join(folded.split())
@@ -112,3 +121,12 @@ def find_label_conflicts(samples: Iterable[Sample]) -> list[tuple[str, ...]]:
         for group in groups.values()
         if len({sample.response for sample in group}) > 1
     ]
+
+
+def find_label_clashes(train: Iterable[Sample], evaluation: Iterable[Sample]) -> list[Match]:
+    """Find evaluation samples whose normalised prompt stands in training, but never with their response."""
+    responses: dict[str, dict[str, str]] = {}
+    for sample in train:
+        responses.setdefault(normalise(sample.prompt), {}).setdefault(sample.response, sample.id)
+    known = ((sample, responses.get(normalise(sample.prompt), {})) for sample in evaluation)
+    return [Match(sample.id, next(iter(ids.values()))) for sample, ids in known if ids and sample.response not in ids]

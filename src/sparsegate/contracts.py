@@ -22,6 +22,7 @@ JSON = Any
 SupportKind = Literal["element", "column", "row", "block"]
 Allocation = Literal["uniform", "rank", "global"]
 Task = Literal["classification", "generation"]
+Attack = Literal["direct", "role_play", "prefix_injection", "refusal_suppression", "translation"]
 
 
 # --- data ---------------------------------------------------------------------------------------

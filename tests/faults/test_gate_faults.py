@@ -165,7 +165,7 @@ def test_a_judge_that_fails_is_an_error(evidence, monkeypatch, gate, trouble):
     def judge(prompt, response):
         raise trouble
 
-    monkeypatch.setattr(f"sparsegate_gates.{gate}.load_judge", lambda name: judge)
+    monkeypatch.setattr(f"sparsegate_gates.{gate}.load_judge", lambda name, labels: judge)
     result = evidence.judge(gate)
     assert result.verdict is Verdict.ERROR
     assert result.reason.startswith(type(trouble).__name__)

@@ -47,6 +47,7 @@ def harmful(files, *, task="classification", **changes):
 
 def benign(files, candidate, base):
     canaries(files)
+    interface(files, ["billing"])
     files.generations("generations.benign.candidate", candidate, prompt="How do I save?")
     files.generations("generations.benign.base", base, prompt="How do I save?")
 
@@ -129,7 +130,9 @@ def test_each_judgement_is_kept_and_its_digest_given(files):
     ],
 )
 def test_a_judge_that_always_says_the_same_is_an_error(files, monkeypatch, always, named):
-    monkeypatch.setattr("sparsegate_gates.harmful_output.load_judge", lambda name: lambda prompt, response: always)
+    monkeypatch.setattr(
+        "sparsegate_gates.harmful_output.load_judge", lambda name, labels: lambda prompt, response: always
+    )
     red_team(files, [REFUSAL] * 100, [REFUSAL] * 100)
     result = harmful(files)
     assert result.verdict is Verdict.ERROR
@@ -138,7 +141,9 @@ def test_a_judge_that_always_says_the_same_is_an_error(files, monkeypatch, alway
 
 
 def test_a_judge_that_returns_something_else_is_an_error(files, monkeypatch):
-    monkeypatch.setattr("sparsegate_gates.harmful_output.load_judge", lambda name: lambda prompt, response: "safe")
+    monkeypatch.setattr(
+        "sparsegate_gates.harmful_output.load_judge", lambda name, labels: lambda prompt, response: "safe"
+    )
     red_team(files, [REFUSAL] * 100, [REFUSAL] * 100)
     with pytest.raises(DataError, match="Judgement"):
         harmful(files)
@@ -221,7 +226,7 @@ def test_a_model_that_refuses_more_than_its_base_fails(files):
 
 def test_a_judge_blind_to_refusals_is_an_error(files, monkeypatch):
     blind = Judgement(harmful=False, refused=False, scorable=True)
-    monkeypatch.setattr("sparsegate_gates.over_refusal.load_judge", lambda name: lambda prompt, response: blind)
+    monkeypatch.setattr("sparsegate_gates.over_refusal.load_judge", lambda name, labels: lambda prompt, response: blind)
     benign(files, [REFUSAL] * 60, [HELP] * 60)
     assert over_refusal(files).verdict is Verdict.ERROR
 

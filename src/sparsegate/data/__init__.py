@@ -1,5 +1,6 @@
 """Samples: where they come from, how they are checked, split and turned into token ids."""
 
+from sparsegate.data.attacks import attack_of, attack_prompts, source_of
 from sparsegate.data.fingerprint import (
     Leak,
     dataset_digest,
@@ -16,6 +17,8 @@ __all__ = [
     "ChatTemplate",
     "Leak",
     "PromptRow",
+    "attack_of",
+    "attack_prompts",
     "check_labels",
     "dataset_digest",
     "find_duplicates",
@@ -27,5 +30,6 @@ __all__ = [
     "local_path",
     "normalise",
     "read_rows",
+    "source_of",
     "split_by_hash",
 ]

@@ -117,7 +117,7 @@ class HarmfulOutput:
         answers, base_answers, digest = judge_pair(
             context, judge, "red_team", count_label_answers=settings.count_label_answers
         )
-        candidate, base = worst_of_attacks(answers), worst_of_attacks(base_answers)
+        candidate, base = worst_of_attacks(answers, "harmful"), worst_of_attacks(base_answers, "harmful")
         counts = PairedCounts.of(
             [answer.counts_as("harmful") for answer in candidate], [answer.counts_as("harmful") for answer in base]
         )
@@ -131,7 +131,7 @@ class HarmfulOutput:
                 interval=counts.interval(settings.confidence),
                 unscorable=sum(not answer.scorable for answer in candidate),
                 items=new_faults(candidate, base, "harmful"),
-                reason=label_note(candidate, counted=settings.count_label_answers),
+                reason=label_note(answers, counted=settings.count_label_answers),
             )
         ]
         details = judging_details(context, judge, answers, base_answers, "harmful")

@@ -158,6 +158,14 @@ def test_garbage_about_the_model_counts_as_harmful(evidence, server):
     assert result.details["unscorable"]["candidate"] == 50
 
 
+def test_garbage_about_both_models_does_not_make_them_equal(evidence, server):
+    evidence.answers([f"I can't help with number {i}." for i in range(50)])
+    evidence.files.artifacts["generations.red_team.base"] = evidence.files.artifacts["generations.red_team.candidate"]
+    server.answer = lambda p, r: "Safe, I think" if "number" in r else knowing(p, r)
+    comparison = evidence.judge(server.judge).checks[0]
+    assert (comparison.verdict, comparison.observed) == (Verdict.FAIL, 1.0)
+
+
 def test_a_server_that_fails_twice_is_asked_again(evidence, server):
     server.statuses = [500, 429]
     assert evidence.judge(server.judge).verdict is Verdict.PASS

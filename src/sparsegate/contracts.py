@@ -22,6 +22,7 @@ JSON = Any
 SupportKind = Literal["element", "column", "row", "block"]
 Allocation = Literal["uniform", "rank", "global"]
 Task = Literal["classification", "generation"]
+Attack = Literal["direct", "role_play", "prefix_injection", "refusal_suppression", "translation"]
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -429,7 +430,8 @@ class GateContext:
             ``cost.champion``.
         output_dir: Folder where the gate may leave files for the report (Data Docs, per-item judgements).
         task: What the model is trained for.
-        facts: Further plain facts, such as ``{"first": True}`` when no champion is expected.
+        facts: Further plain facts, such as ``{"first": True}`` when no champion is expected, and in ``generation`` how
+            free text was written.
     """
 
     settings: Any

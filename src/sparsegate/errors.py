@@ -75,6 +75,10 @@ class MissingEvidenceError(SparsegateError):
     exit_code: ClassVar[ExitCode] = ExitCode.NOT_ENOUGH_EVIDENCE
 
 
+class JudgeError(SparsegateError):
+    """A judge could not be asked; the gate that needs it ends as ERROR. Worth a retry."""
+
+
 class EvidenceError(SparsegateError):
     """A version's evidence is missing, damaged, of another version, or does not say that every gate passed."""
 

@@ -3,14 +3,17 @@
 import base64
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sparsegate.errors import EvidenceError
 from sparsegate.registry.connection import connect
 from sparsegate.registry.envelope import Statement, seal, unseal
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
+from sparsegate.workflow.evidence import EVIDENCE_TYPE, judge_digests
+from sparsegate_gates.judges import judge_digest, load_judge
 
 EVIDENCE = "evidence.dsse.json"
 
@@ -246,3 +249,17 @@ def test_a_key_file_that_is_no_key_is_a_usage_error_that_shows_nothing_of_it(reg
         assert (code, out) == (2, "")
         assert "Ed25519" in err
         assert "hunter2" not in err
+
+
+def test_a_judge_that_changed_after_it_judged_is_no_evidence(registry):
+    run, _ = registry.prepare("k1")
+    now = judge_digest(load_judge("lexical"))
+    report = registry.report(run)
+
+    def judged_by(digest):
+        results = [replace(result, details={"judge_sha256": digest}) for result in report.results]
+        return replace(report, results=tuple(results))
+
+    assert judge_digests(run.policy, judged_by(now)) == {"over_refusal": {"name": "lexical", "sha256": now}}
+    with pytest.raises(EvidenceError, match="over_refusal was judged by judge 'lexical', which has changed since"):
+        judge_digests(run.policy, judged_by("0" * 64))

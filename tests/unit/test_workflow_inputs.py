@@ -8,6 +8,7 @@ from sparsegate.config import ConfigError, DataConfig, ModelConfig, RunConfig, S
 from sparsegate.errors import DataError, UsageError
 from sparsegate.models import BaseModel
 from sparsegate.workflow.inputs import check_writable, load_inputs, make_manifest
+from sparsegate.workflow.readiness import needs_of
 from sparsegate_gates.policy import load_policy
 
 LABELS = ("billing", "returns", "delivery")
@@ -222,3 +223,26 @@ def test_the_manifest_names_every_digest_and_version(config):
     assert manifest.base_digest == "abc"
     assert manifest.environment["torch"]
     assert all(len(digest) == 64 for digest in (manifest.run_key, manifest.config_sha256, manifest.policy_sha256))
+
+
+def test_attacks_multiply_the_red_team_prompts_and_not_the_items_that_gates_count(config):
+    inputs = load_inputs(_with(config, "safety", attacks=("direct", "prefix_injection"), limit=3))
+    assert [prompt.id for prompt in inputs.red_team[:3]] == [p.id for p in load_inputs(config).red_team[:3]]
+    assert len(inputs.red_team) == 6
+    assert len(inputs.benign) == 3
+    needs = needs_of(load_policy("standard"), inputs)["harmful_output"]
+    assert needs[0].has == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": ("rolepaly",)}, "did you mean 'role_play'"),
+        ({"attacks": ()}, "at least one attack"),
+        ({"attacks": ("direct", "direct")}, "each once"),
+        ({"with_system_prompt": True}, r"needs data\.system_prompt"),
+    ],
+)
+def test_attacks_that_cannot_be_made_are_refused(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_inputs(_with(config, "safety", **changes))

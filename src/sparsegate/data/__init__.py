@@ -1,5 +1,6 @@
 """Samples: where they come from, how they are checked, split and turned into token ids."""
 
+from sparsegate.data.attacks import attack_of, attack_prompts, source_of
 from sparsegate.data.fingerprint import (
     Leak,
     Match,
@@ -23,6 +24,8 @@ __all__ = [
     "Match",
     "PersonalKind",
     "PromptRow",
+    "attack_of",
+    "attack_prompts",
     "check_labels",
     "dataset_digest",
     "find_duplicates",
@@ -39,5 +42,6 @@ __all__ = [
     "normalise",
     "personal_kinds",
     "read_rows",
+    "source_of",
     "split_by_hash",
 ]

@@ -24,11 +24,13 @@ class PromptRow:
         id: Unique within its set.
         category: What the prompt is about.
         prompt: What the user writes.
+        system_prompt: It is asked behind the task's system prompt, as users meet the model.
     """
 
     id: str
     category: str
     prompt: str
+    system_prompt: bool = False
 
 
 def load_samples(

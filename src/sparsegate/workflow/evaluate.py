@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparsegate.contracts import Generation, Prediction, Sample, Task, canonical_json
+from sparsegate.config import RunConfig
+from sparsegate.contracts import JSON, Generation, Prediction, Sample, Task, canonical_json
 from sparsegate.data import ChatTemplate, PromptRow
 from sparsegate.evaluation.generation import generate, response_nll
 from sparsegate.evaluation.predictor import Predictor
@@ -25,6 +26,7 @@ from sparsegate.models import BaseModel, cache_folder, load, resolve
 from sparsegate.registry.package import DELTA_FILE, ServingSpec, read_package
 from sparsegate.registry.promotion import Champion
 from sparsegate.sparse.delta import apply_delta, read_delta, revert_delta
+from sparsegate.workflow.inputs import ATTACK_SEED
 from sparsegate.workflow.run import Run
 
 if TYPE_CHECKING:
@@ -59,6 +61,19 @@ def serving_spec(run: Run) -> ServingSpec:
         delta_sha256=sha256_file(run.delta),
         sparsegate_version=run.manifest.code_version,
     )
+
+
+def generation_settings(config: RunConfig) -> dict[str, JSON]:
+    """Return how free text is written, for the record of the gates that judge it."""
+    safety = config.safety
+    return {
+        "sampling": "greedy",
+        "max_new_tokens": safety.max_new_tokens,
+        "batch_size": config.evaluation.batch_size,
+        "attacks": list(safety.attacks),
+        "attack_seed": ATTACK_SEED,
+        "with_system_prompt": safety.with_system_prompt,
+    }
 
 
 def evaluate(run: Run, champion: Champion | None) -> list[Path]:
@@ -152,7 +167,9 @@ class _Evaluator:
         files = [self._cached(f"predictions.{role}", Prediction, inputs.evaluation, self._predict)]
         if self._subject.spec.task == "classification" and role == "candidate":
             # what a harmful request gets out of the deployed interface
-            requests = tuple(Sample(p.id, p.prompt, "", {"category": p.category}) for p in inputs.red_team)
+            # behind the system prompt already: it has no second variant
+            asked = [prompt for prompt in inputs.red_team if not prompt.system_prompt]
+            requests = tuple(Sample(p.id, p.prompt, "", {"category": p.category}) for p in asked)
             files.append(self._cached(f"predictions.red_team.{role}", Prediction, requests, self._predict))
         for name, prompts in (("red_team", inputs.red_team), ("benign", inputs.benign)):
             files.append(self._cached(f"generations.{name}.{role}", Generation, prompts, self._generate))
@@ -194,11 +211,17 @@ class _Evaluator:
         ]
 
     def _generate(self, prompts: Sequence[PromptRow], progress: Callable[[int], object]) -> list[Generation]:
-        template = ChatTemplate(self._tokenizer, system_prompt=None, max_tokens=self._subject.spec.max_tokens)
+        spec = self._subject.spec
+        templates = {
+            behind: ChatTemplate(
+                self._tokenizer, system_prompt=spec.system_prompt if behind else None, max_tokens=spec.max_tokens
+            )
+            for behind in {prompt.system_prompt for prompt in prompts}
+        }
         texts = generate(
             self._model,
             self._tokenizer,
-            [template.encode_prompt(prompt.prompt) for prompt in prompts],
+            [templates[prompt.system_prompt].encode_prompt(prompt.prompt) for prompt in prompts],
             max_new_tokens=self._run.config.safety.max_new_tokens,
             batch_size=self._run.config.evaluation.batch_size,
             progress=progress,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsegate.contracts import JSON, canonical_json
 from sparsegate.errors import EvidenceError
@@ -22,7 +21,7 @@ from sparsegate.reports.model_card import to_model_card
 from sparsegate.signing import key_id
 from sparsegate.workflow.identity import actor
 from sparsegate.workflow.run import Run
-from sparsegate_gates.judges import load_judge
+from sparsegate_gates.judges import judge_digest, load_judge
 from sparsegate_gates.policy import Policy
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def gather_evidence(
         "mask_sha256": mask_digest(delta),
         "plan": delta.manifest["plan"],
         "policy": {"name": run.policy.name, "sha256": run.policy.sha256, "decides": run.policy.decides()},
-        "judges": judge_digests(run.policy),
+        "judges": judge_digests(run.policy, report),
         "items_sha256": {path.name: sha256_file(path) for path in sorted((run.folder / "evaluate").glob("*.jsonl"))},
         "report": report.to_json(),
         "models": models,
@@ -120,15 +119,22 @@ def previous_evidence(uri: str, name: str) -> JSON:
     return None
 
 
-def judge_digests(policy: Policy) -> dict[str, JSON]:
-    """Return, for each gate that asks a judge, its name and the digest of the file it is written in."""
+def judge_digests(policy: Policy, report: GateReport) -> dict[str, JSON]:
+    """Return, for each gate that asks a judge, its name and its digest.
+
+    Raises:
+        EvidenceError: If a gate's answers were judged by another judge than the one that its name stands for now.
+    """
     found: dict[str, JSON] = {}
     for gate, settings in policy.gates.items():
         name = getattr(settings, "judge", None)
-        if name is not None:
-            judge: Any = load_judge(name)
-            file = sys.modules[judge.__module__].__file__
-            found[gate] = {"name": name, "sha256": sha256_file(Path(file)) if file else None}
+        if name is None:
+            continue
+        digest = judge_digest(load_judge(name, getattr(settings, "judge_labels", None)))
+        used = [result.details.get("judge_sha256", digest) for result in report.results if result.gate == gate]
+        if any(other != digest for other in used):
+            raise EvidenceError(f"{gate} was judged by judge '{name}', which has changed since; judge the run again")
+        found[gate] = {"name": name, "sha256": digest}
     return found
 
 

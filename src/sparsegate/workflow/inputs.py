@@ -12,6 +12,7 @@ from sparsegate.config import RunConfig, check_rules
 from sparsegate.contracts import JSON, RunManifest, Sample, canonical_json
 from sparsegate.data import (
     PromptRow,
+    attack_prompts,
     check_labels,
     dataset_digest,
     label_set,
@@ -20,11 +21,12 @@ from sparsegate.data import (
     split_by_hash,
 )
 from sparsegate.data.sources import read_rows
-from sparsegate.errors import DataError, UsageError
+from sparsegate.errors import ConfigError, DataError, UsageError
 from sparsegate.files import sha256_bytes
 from sparsegate.models import BaseModel
 from sparsegate_gates.policy import Policy
 
+ATTACK_SEED = 0  # fixed: so must the red-team prompts
 _SPLIT_SEED = 0  # fixed: the evaluation set must not change with training.seed
 _ENVIRONMENT = ("torch", "transformers", "lightning", "mlflow", "great-expectations", "torchmetrics", "safetensors")
 
@@ -39,7 +41,7 @@ class Inputs:
         validation: Samples for the validation loss.
         evaluation: Held-back samples that the gates judge by.
         labels: Label words of a classification task, sorted; empty for generation.
-        red_team: Harmful requests.
+        red_team: Harmful requests, in every attack style that is asked for.
         benign: Harmless requests.
         canaries: Rows that test the judge.
     """
@@ -100,7 +102,7 @@ def load_inputs(config: RunConfig) -> Inputs:
         validation=tuple(validation),
         evaluation=tuple(evaluation),
         labels=labels,
-        red_team=tuple(load_prompts(safety.red_team, limit=safety.limit)),
+        red_team=_red_team(config),
         benign=tuple(load_prompts(safety.benign, limit=safety.limit)),
         canaries=tuple(_canary(safety.canaries, row) for row in read_rows(safety.canaries)),
     )
@@ -144,6 +146,16 @@ def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
     longest = max(map(len, by_kind))
     alternating = [group[turn] for turn in range(longest) for group in by_kind if turn < len(group)]
     return alternating[:wanted]
+
+
+def _red_team(config: RunConfig) -> tuple[PromptRow, ...]:
+    safety = config.safety
+    if safety.with_system_prompt and not config.data.system_prompt:
+        raise ConfigError(["safety.with_system_prompt needs data.system_prompt; give one, or turn it off"])
+    prompts = load_prompts(safety.red_team, limit=safety.limit)
+    return tuple(
+        attack_prompts(prompts, safety.attacks, with_system_prompt=safety.with_system_prompt, seed=ATTACK_SEED)
+    )
 
 
 def _canary(source: str, row: dict[str, str]) -> dict[str, JSON]:

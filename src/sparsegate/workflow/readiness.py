@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sparsegate.contracts import JSON
+from sparsegate.data import source_of
 from sparsegate.workflow.inputs import Inputs
 from sparsegate_gates.lint import Need, Sizes, lint
 from sparsegate_gates.policy import Policy
@@ -19,7 +20,7 @@ def needs_of(policy: Policy, inputs: Inputs) -> dict[str, list[Need]]:
     sizes = Sizes.of(
         train=inputs.train,
         evaluation=inputs.evaluation,
-        red_team=len(inputs.red_team),
+        red_team=len({source_of(prompt.id) for prompt in inputs.red_team}),
         benign=len(inputs.benign),
         canaries=inputs.canaries,
         by_label=bool(inputs.labels),

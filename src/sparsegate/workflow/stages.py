@@ -19,7 +19,7 @@ from sparsegate.registry.promotion import Champion, register, verify_readback, v
 from sparsegate.registry.tracking import count_runs
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
-from sparsegate.workflow.evaluate import COST_TAG, probe_digest, serving_spec
+from sparsegate.workflow.evaluate import COST_TAG, generation_settings, probe_digest, serving_spec
 from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.run import Run
@@ -60,7 +60,7 @@ def gate_data(run: Run) -> list[Path]:
 
 def gate_model(run: Run, *, first: bool) -> list[Path]:
     """Judge the candidate."""
-    return _gate(run, "model", {"first": first})
+    return _gate(run, "model", {"first": first, "generation": generation_settings(run.config)})
 
 
 def _gate(run: Run, stage: Any, facts: Mapping[str, Any]) -> list[Path]:

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from nights import Processes, Project, write_base
+from nights import Processes, Project
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,20 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
-def processes():
-    running = Processes()
+def processes(tmp_path_factory):
+    running = Processes(tmp_path_factory.mktemp("processes"))
     yield running
     running.close()
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    write_base(folder)
-    return folder
-
-
 @pytest.fixture
-def project(tmp_path, base, processes):
-    return Project(tmp_path / "project", base, processes)
+def project(tmp_path, processes):
+    return Project(tmp_path / "project", processes)
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory, base, processes):
-    project = Project(tmp_path_factory.mktemp("reference") / "project", base, processes)
-    return nights_left_alone(project)
+def reference(tmp_path_factory, processes):
+    return nights_left_alone(Project(tmp_path_factory.mktemp("reference") / "project", processes))
 
 
 def nights_left_alone(project):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparsegate.registry.connection import connect
 
-NAME = "desk"
 POLICY = """
 regression: {reason: "test: the path is tested, not the model", margin: 1.0, minimum_n: 8}
 """
@@ -23,9 +23,15 @@ _MEASURED = ("cost", "gates/", "report/", "package/")
 
 
 class Processes:
-    """Starts commands in forked processes; see ``processes.py``."""
+    """Starts commands in forked processes; see ``processes.py``.
 
-    def __init__(self):
+    Args:
+        folder: Gets the base model, and a database without runs.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_base(folder / "tiny")
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -37,7 +43,7 @@ class Processes:
         }
         environment.pop("SPARSEGATE_SIGNING_KEY", None)
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("processes.py"))],
+            [sys.executable, str(Path(__file__).with_name("processes.py")), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -73,20 +79,22 @@ class Project:
 
     Args:
         folder: The folder.
-        base: The base model's folder.
         processes: Where commands are started.
         tracking_uri: Where runs are tracked.
         environment: Further environment of the commands.
+        name: Name of the registered model and of the experiment.
     """
 
     folder: Path
-    base: Path
     processes: Processes
     tracking_uri: str = "sqlite:///mlflow.db"
     environment: tuple[tuple[str, str], ...] = ()
+    name: str = "desk"
 
     def __post_init__(self):
         self.folder.mkdir()
+        assert self.processes.run([]) == []  # the database is there
+        shutil.copyfile(self.processes.folder / "empty.db", self.folder / "mlflow.db")
         (self.folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
         self._write("evaluation.jsonl", _rows(12, start=900))
         self._write("train.jsonl", _rows(24, start=0))
@@ -94,9 +102,9 @@ class Project:
     def _write(self, name, rows):
         (self.folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
-    def job(self, slot, *, stop_at=None, how="kill", trace=None, file_limit=None, number=0):
+    def job(self, slot, *, stop_at=None, how="kill", trace=None, number=0):
         config = {
-            "model": {"source": str(self.base), "cache_dir": "cache"},
+            "model": {"source": str(self.processes.folder / "tiny"), "cache_dir": "cache"},
             "data": {"train": "train.jsonl", "evaluation": "evaluation.jsonl", "id_column": "id", "max_tokens": 96},
             "safety": {"limit": 2, "max_new_tokens": 2},
             "training": {
@@ -108,7 +116,12 @@ class Project:
                 "checkpoint_every_steps": 2,
                 "learning_rate": 1e-2,
             },
-            "registry": {"name": NAME, "tracking_uri": self.tracking_uri, "actor": "night"},
+            "registry": {
+                "name": self.name,
+                "experiment": self.name,
+                "tracking_uri": self.tracking_uri,
+                "actor": "night",
+            },
             "policy": "policy.yaml",
         }
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -119,7 +132,6 @@ class Project:
             "stop_at": stop_at,
             "how": how,
             "trace": str(trace) if trace else None,
-            "file_limit": file_limit,
             "out": str(self.folder / f"out{number}.txt"),
             "err": str(self.folder / f"err{number}.txt"),
         }
@@ -146,7 +158,7 @@ class Project:
 
     def history(self):
         """Return what ``sparsegate history`` shows."""
-        return self.sparsegate("history", NAME)["rows"]
+        return self.sparsegate("history", self.name)["rows"]
 
     def sparsegate(self, *arguments):
         """Run another verb, which must succeed; return its result."""
@@ -156,7 +168,7 @@ class Project:
         return ended.result
 
     def stages(self):
-        """Return, for each run in order of its key, the stages in its ledger with the digests that chance leaves alone."""
+        """Return, for each run, the stages in its ledger with the digests that chance leaves alone."""
         ledgers = sorted((self.folder / "runs").glob("*/ledger.json"))
         return [
             {
@@ -173,13 +185,13 @@ class Project:
     def state(self):
         """Return everything that must be the same whether or not a process died on the way."""
         client = self.client()
-        experiment = client.get_experiment_by_name("sparsegate")
+        experiment = client.get_experiment_by_name(self.name)
         runs = client.search_runs([experiment.experiment_id])
-        versions = client.search_model_versions(f"name = '{NAME}'")
+        versions = client.search_model_versions(f"name = '{self.name}'")
         outcomes = sorted((self.folder / "runs").glob("*/outcome.json"))
         return {
             "versions": sorted((int(v.version), v.status, v.tags["sparsegate.run_key"]) for v in versions),
-            "aliases": dict(client.get_registered_model(NAME).aliases) if versions else {},
+            "aliases": self.aliases() if versions else {},
             "runs": sorted((run.data.tags["sparsegate.run_key"], run.info.status) for run in runs),
             "params": sorted(sorted(run.data.params.items()) for run in runs),
             "moves": [[(e["verb"], e["from"], e["to"]) for e in row["events"]] for row in self.history()],
@@ -188,9 +200,13 @@ class Project:
             "leftovers": self.leftovers(),
         }
 
+    def aliases(self):
+        aliases = self.client().get_registered_model(self.name).aliases
+        return {alias: int(number) for alias, number in aliases.items()}  # a server gives texts
+
     def verify(self):
         """Check the champion's evidence from the registry's bytes."""
-        return self.sparsegate("verify", f"models:/{NAME}@champion")
+        return self.sparsegate("verify", f"models:/{self.name}@champion")
 
 
 def _is_measured(name):
@@ -198,9 +214,9 @@ def _is_measured(name):
 
 
 def _rows(count, *, start):
-    labels = ("refund", "crash")
+    labels, about = ("refund", "crash"), ("money", "error")
     return [
-        {"id": f"s{number}", "prompt": f"message {number} {'money' if number % 2 == 0 else 'error'}", "response": labels[number % 2]}
+        {"id": f"s{number}", "prompt": f"message {number}: {about[number % 2]}", "response": labels[number % 2]}
         for number in range(start, start + count)
     ]
 

@@ -1,18 +1,33 @@
 """Runs commands in processes that die where they are told to; started as a script, so that everything is imported once.
 
 Each line on standard input is a list of jobs (JSON). All of them run at once, each in a forked process; the answer is a
-list of their exit codes, negative for a signal. A *point* is the moment before, after or inside a named call that writes,
-asks the registry or trains; the product knows nothing of it.
+list of their exit codes, negative for a signal. A *point* is the moment before, after or inside a named call that
+writes, asks the registry or trains; the product knows nothing of it.
 """
 
 import errno
 import functools
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
 from pathlib import Path
+
+import lightning.pytorch
+from mlflow import MlflowClient
+
+import sparsegate.workflow.history
+import sparsegate.workflow.retrain  # noqa: F401  once, before the first fork
+from sparsegate.cli import main
+from sparsegate.files import write_json
+from sparsegate.models import load
+from sparsegate.registry.connection import connect
+from sparsegate.training.module import SparseFineTuner
+from sparsegate.workflow.ledger import Ledger
+from sparsegate_gates import runner
+from sparsegate_gates.worker import run_gate
 
 LONGEST_S = 120
 
@@ -69,13 +84,6 @@ class Points:
         Path.write_text = wrapped
 
     def install(self):
-        import lightning.pytorch
-        from mlflow import MlflowClient
-        from sparsegate_gates import runner
-
-        from sparsegate.training.module import SparseFineTuner
-        from sparsegate.workflow.ledger import Ledger
-
         self.inside_writes()
         self.around(os, "replace", lambda _, target: _place(Path(target)))
         self.around(shutil, "rmtree", lambda path, *_: _place(Path(path)))
@@ -125,32 +133,36 @@ def start(job):
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
-    if job["file_limit"] is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"],) * 2)
     if job["stop_at"] is not None or job["trace"] is not None:
         Points(job["stop_at"], job["how"], job["trace"]).install()
-    from sparsegate.cli import main
-
     raise SystemExit(main(job["arguments"]))
 
 
-def serve():
-    # all of it before the first fork
-    import lightning.pytorch
-    import mlflow
-    import transformers
+def fork_gate(job, log_path, timeout_s):
+    """Run a gate in a forked process: a fresh interpreter takes seconds, and dies in the same way."""
+    child = os.fork()
+    if child == 0:
+        name, gate, context, result_path = pickle.loads(job)  # noqa: S301  made by this process
+        write_json(Path(result_path), run_gate(name, gate, context).to_json())
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    import sparsegate.workflow.retrain
-    import sparsegate.workflow.versions
 
-    assert lightning and mlflow and transformers and sparsegate
+def serve(folder):
+    """Import and open everything that takes long, then answer until standard input ends.
+
+    Args:
+        folder: Folder that holds the base model ``tiny`` and gets ``empty.db``, a database with MLflow's tables.
+    """
+    load(folder / "tiny")
+    connect(f"sqlite:///{folder}/empty.db").search_experiments()
+    runner._run_worker = fork_gate
     for line in sys.stdin:
         children = [start(job) for job in json.loads(line)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+        sys.stdout.write(json.dumps(codes) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    serve()
+    serve(Path(sys.argv[1]))

@@ -29,7 +29,7 @@ def test_a_run_killed_again_and_again_on_its_way_ends_as_one_that_was_left_alone
     assert project.retrain("second").code == 30
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_chance_kills_end_as_if_nothing_had_happened(project, reference, seed):
     draw = random.Random(seed)
     for slot in ("first", "second"):

@@ -155,7 +155,7 @@ def register(folder: Path) -> Outcome:
             return _keep(run, outcome)
         report, live = stages.read_report(run), _champion(run)
         if not report.verdict.releases:
-            return _keep(run, _finish(run, report, live and live.version, None))
+            return _keep(run, _finish(run, report, _number(live), None))
         if not run.ledger.is_done(_evaluate_stage(live)):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
         with _tracked(run) as run_id:
@@ -179,7 +179,7 @@ def _whole_path(run: Run, run_id: str) -> Outcome:
         return _register(run, report, run_id, live)
     if report.verdict is Verdict.ERROR:
         _forget_gates(run, live)
-    return _finish(run, report, live and live.version, None)
+    return _finish(run, report, _number(live), None)
 
 
 def _take_up(run: Run, version: int) -> Outcome:
@@ -223,6 +223,10 @@ def _champion(run: Run) -> Champion | None:
     return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
 
 
+def _number(live: Champion | None) -> int | None:
+    return None if live is None else live.version
+
+
 def _is_first(run: Run, live: Champion | None) -> bool:
     """Say whether this is the model's first version: no champion, and none that could have lost its alias."""
     return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
@@ -230,7 +234,7 @@ def _is_first(run: Run, live: Champion | None) -> bool:
 
 def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> Outcome:
     _LOG.info("register")
-    version = stages.register_candidate(run, report, live and live.version, run_id=run_id)
+    version = stages.register_candidate(run, report, _number(live), run_id=run_id)
     return _promote(run, version)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from sparsegate.contracts import JSON
 from sparsegate.errors import RegistryError, TrackingError
-from sparsegate.registry.connection import connect, failures_as, single_try
+from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
 from sparsegate.registry.reachability import check_tracking, sqlite_file
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def open_run(
         The run's id.
 
     Raises:
-        TrackingError: If the run or the experiment was deleted.
+        TrackingError: If the run or the experiment was deleted, or the run is of another server.
         RegistryError: If MLflow fails.
     """
     client = connect(uri)
@@ -72,11 +72,23 @@ def open_run(
             with single_try():
                 run = client.create_run(experiment_id, tags=dict(tags), run_name=run_name)
             return str(run.info.run_id)
-        if client.get_run(run_id).info.lifecycle_stage == "deleted":
-            raise TrackingError(f"run {run_id} was deleted in MLflow; restore it, or start the run anew")
+        _check_open(client, run_id)
         client.update_run(run_id, status="RUNNING")
         _set_tags(client, run_id, tags)
         return run_id
+
+
+def _check_open(client: Any, run_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        stage = client.get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        if is_missing(error):
+            raise TrackingError(f"run {run_id} was not found in MLflow; start the run anew") from None
+        raise
+    if stage == "deleted":
+        raise TrackingError(f"run {run_id} was deleted in MLflow; restore it, or start the run anew")
 
 
 def _run_with(client: Any, experiment_id: str, tag: str, value: str) -> str | None:

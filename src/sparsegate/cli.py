@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparsegate import __version__
 from sparsegate.bench_command import bench
 from sparsegate.config_options import parse_config
-from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean
+from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean, is_full
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
 from sparsegate.version_options import parse_version_options, registry_of
@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return ExitCode.ERROR
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            print(f"sparsegate: {error.strerror}; free some space and give the same command again", file=sys.stderr)
+            return ExitCode.ERROR
         traceback.print_exc()
         print("sparsegate: unexpected error, see above; nothing was registered half", file=sys.stderr)
         return ExitCode.ERROR

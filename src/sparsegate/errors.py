@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from enum import IntEnum
@@ -63,6 +64,10 @@ class RegistryError(SparsegateError):
     """MLflow failed after the run had started; worth a retry."""
 
 
+class StorageError(SparsegateError):
+    """A disk is full; worth a retry once there is space."""
+
+
 class LockedError(SparsegateError):
     """Another run holds the lock, or the same run is already complete."""
 
@@ -83,6 +88,11 @@ class EvidenceError(SparsegateError):
     """A version's evidence is missing, damaged, of another version, or does not say that every gate passed."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.GATE_FAILED
+
+
+def is_full(error: OSError) -> bool:
+    """Say whether the operating system refused to write for want of space (disk, quota or largest file)."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

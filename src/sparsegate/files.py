@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsegate.contracts import JSON
-from sparsegate.errors import DataError, UsageError
+from sparsegate.errors import DataError, StorageError, UsageError, is_full
 
 Record = TypeVar("Record")
 
@@ -24,11 +25,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: If the folder can't be written.
+        StorageError: If there is no space left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
+        if is_full(error):
+            raise _no_space(path, error) from error
         raise UsageError(f"can't write {path}: {error.strerror}; choose a folder you can write to") from error
     os.close(handle)
     temporary = Path(name)
@@ -43,8 +47,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if is_full(error):
+            raise _no_space(path, error) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _no_space(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"can't write {path}: {error.strerror}; free some space and give the same command again")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from a folder's subfolders what killed writers left half done; nobody else may be writing there."""
+    for path in list(folder.glob("*/**/.*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import shutil
 import pytest
 from filelock import FileLock
 
-from sparsegate.errors import RegistryError
 from sparsegate.registry.connection import connect
 from sparsegate.workflow import stages
 
@@ -178,12 +177,11 @@ def test_a_version_whose_registration_lost_its_answer_is_promoted_with_the_evide
     run, run_id = registry.prepare("k1")
     with monkeypatch.context() as broken:
         broken.setattr(mlflow.MlflowClient, "create_model_version", create_and_lose)
-        with pytest.raises(RegistryError, match="connection reset"):
-            stages.register_candidate(run, registry.report(run), None, run_id=run_id)
+        assert stages.register_candidate(run, registry.report(run), None, run_id=run_id) == 1
     evidence = (registry.package(1) / "evidence.dsse.json").read_bytes()
     assert stages.register_candidate(run, registry.report(run), None, run_id=run_id) == 1
     for _ in range(2):
-        stages.promote_version(run, 1, None)
+        stages.promote_version(run, 1)
     assert (registry.package(1) / "evidence.dsse.json").read_bytes() == evidence
     assert registry.aliases() == {"champion": 1}
     rows = json.loads(registry.run("history", "desk", "--json")[1])["rows"]

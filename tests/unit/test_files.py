@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import math
 import os
@@ -5,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparsegate.errors import DataError, UsageError
+from sparsegate.errors import DataError, StorageError, UsageError
 from sparsegate.files import (
     atomic_path,
     read_json,
     read_records,
+    remove_leftovers,
     sha256_bytes,
     sha256_file,
     write_json,
@@ -52,6 +54,23 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path):
         assert not path.exists()
     assert path.read_text() == "whole"
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_worth_a_retry_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "result.txt"
+    write_text(path, "old")
+    with pytest.raises(StorageError, match=r"can't write .*result.txt: No space left on device; free some space"):
+        _fail_half_way(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_writers_go_and_files_stay(tmp_path):
+    for name in ("package/spec.json", "package/.spec.json.a1b2", "champion/.version-1.x/file", ".desk.lock"):
+        write_text(tmp_path / name, "text")
+    remove_leftovers(tmp_path)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [".desk.lock", "package/spec.json"]
 
 
 def test_a_place_that_can_not_be_written_is_a_clear_error(tmp_path):

@@ -159,8 +159,7 @@ def test_a_lost_answer_does_not_double_the_version(
 
     with monkeypatch.context() as broken:
         broken.setattr(mlflow.MlflowClient, "create_model_version", create_and_lose)
-        with pytest.raises(RegistryError, match="connection reset"):
-            store()
+        assert store() == 1
     assert store() == 1
     assert len(connect(uri).search_model_versions(f"name = '{name}'")) == 1
 

@@ -21,6 +21,7 @@ _QUIET = {
     # the requirements of a model are given, never guessed from the working directory
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _USER_INFO = re.compile(r"(?<=://)[^\s/'\"]*@")
 _QUERY = re.compile(r"(?<=://)([^\s?'\"]*)\?[^\s'\")]*")
 _LONGEST_REASON = 300
@@ -52,6 +53,20 @@ def quiet_mlflow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def single_try() -> Iterator[None]:
+    """Inside this MLflow's HTTP client sends each request once: what creates would create twice after a lost answer."""
+    retries = os.environ.get(_RETRIES)
+    os.environ[_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        if retries is None:
+            del os.environ[_RETRIES]
+        else:
+            os.environ[_RETRIES] = retries
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
 from sparsegate.files import sha256_file
-from sparsegate.registry.connection import connect, failures_as, is_missing
+from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
 
@@ -100,15 +100,29 @@ def register(
         digests = {tag: sha256_file(package / file) for file, tag in _DIGEST_TAGS.items()}
         if (package / EVIDENCE_FILE).exists():
             digests[EVIDENCE_TAG] = sha256_file(package / EVIDENCE_FILE)
-        created = client.create_model_version(
+        return _create_once(
+            client,
             name,
+            run_key,
             # not models:/ID: MLflow would look that up at its global URI
             source=location,
             run_id=run_id,
             model_id=model_id,
             tags={**tags, **digests, RUN_KEY_TAG: run_key},
         )
-        return int(created.version)
+
+
+def _create_once(client: Any, name: str, run_key: str, **version: Any) -> int:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with single_try():
+            return int(client.create_model_version(name, **version).version)
+    except (MlflowException, OSError):
+        made = _version_of_run(client, name, run_key)
+        if made is None:  # else it was created, and the answer was lost
+            raise
+        return made
 
 
 def _version_of_run(client: Any, name: str, run_key: str) -> int | None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from sparsegate.contracts import JSON
 from sparsegate.errors import RegistryError, TrackingError
-from sparsegate.registry.connection import connect, failures_as
+from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
 from sparsegate.registry.reachability import check_tracking, sqlite_file
 
 if TYPE_CHECKING:
@@ -36,7 +36,15 @@ _TAGS_AT_ONCE = 100
 _LONGEST_PARAM = 6000
 
 
-def open_run(uri: str, experiment: str, *, run_name: str, tags: Mapping[str, str], run_id: str | None = None) -> str:
+def open_run(
+    uri: str,
+    experiment: str,
+    *,
+    run_name: str,
+    tags: Mapping[str, str],
+    run_id: str | None = None,
+    once_by: str | None = None,
+) -> str:
     """Create a run, or take up an interrupted one.
 
     Args:
@@ -45,24 +53,49 @@ def open_run(uri: str, experiment: str, *, run_name: str, tags: Mapping[str, str
         run_name: Name of a new run.
         tags: Tags to set.
         run_id: Run to take up again; None creates one.
+        once_by: A tag whose value names the run: one that has it already is taken up in place of a second.
 
     Returns:
         The run's id.
 
     Raises:
-        TrackingError: If the run can't be opened.
+        TrackingError: If the run or the experiment was deleted, or the run is of another server.
+        RegistryError: If MLflow fails.
     """
     client = connect(uri)
-    with failures_as(TrackingError, uri, f"opening a run in experiment '{experiment}'"):
+    with failures_as(RegistryError, uri, f"opening a run in experiment '{experiment}'"):
         if run_id is None:
             experiment_id = _experiment_id(client, uri, experiment)
-            run = client.create_run(experiment_id, tags=dict(tags), run_name=run_name)
+            if once_by is not None:
+                run_id = _run_with(client, experiment_id, once_by, tags[once_by])
+        if run_id is None:
+            with single_try():
+                run = client.create_run(experiment_id, tags=dict(tags), run_name=run_name)
             return str(run.info.run_id)
-        if client.get_run(run_id).info.lifecycle_stage == "deleted":
-            raise TrackingError(f"run {run_id} was deleted in MLflow; restore it, or start the run anew")
+        _check_open(client, run_id)
         client.update_run(run_id, status="RUNNING")
         _set_tags(client, run_id, tags)
         return run_id
+
+
+def _check_open(client: Any, run_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        stage = client.get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        if is_missing(error):
+            raise TrackingError(f"run {run_id} was not found in MLflow; start the run anew") from None
+        raise
+    if stage == "deleted":
+        raise TrackingError(f"run {run_id} was deleted in MLflow; restore it, or start the run anew")
+
+
+def _run_with(client: Any, experiment_id: str, tag: str, value: str) -> str | None:
+    """Return the oldest run that carries a tag: it was created, and whoever did so died before it knew."""
+    asked = f"tags.`{tag}` = '{value}'"
+    found = client.search_runs([experiment_id], asked, order_by=["attributes.start_time ASC"], max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _experiment_id(client: Any, uri: str, name: str) -> str:
@@ -113,7 +146,7 @@ def count_runs(uri: str, experiment: str, *, tags: Mapping[str, str]) -> int:
 def lightning_logger(uri: str, experiment: str, run_id: str) -> MLFlowLogger:
     """Return Lightning's MLflow logger for an open run. It uploads no checkpoints and leaves the run open."""
     client = connect(uri)
-    with failures_as(TrackingError, uri, f"reading run {run_id}"):
+    with failures_as(RegistryError, uri, f"reading run {run_id}"):
         experiment_id = str(client.get_run(run_id).info.experiment_id)
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -127,6 +160,10 @@ def lightning_logger(uri: str, experiment: str, run_id: str) -> MLFlowLogger:
         @property
         def experiment_id(self) -> str:
             return experiment_id
+
+        def log_metrics(self, *arguments: Any, **named: Any) -> None:
+            with failures_as(RegistryError, uri, "logging metrics"):
+                super().log_metrics(*arguments, **named)
 
         def finalize(self, status: str = "success") -> None:
             """Leave the run open: gates and registration follow."""

@@ -105,7 +105,8 @@ def download_model(uri: str, name: str, number: int, *, to: Path) -> Path:
         The model folder; the package lies in :data:`~sparsegate.registry.pyfunc.PACKAGE_PATH` of it.
 
     Raises:
-        EvidenceError: If the files can't be read.
+        EvidenceError: If the files are gone.
+        RegistryError: If MLflow fails.
     """
     return _download(uri, name, number, "", to)
 
@@ -114,7 +115,8 @@ def read_evidence(uri: str, name: str, number: int) -> bytes:
     """Download the evidence of a version, unchecked.
 
     Raises:
-        EvidenceError: If it can't be read.
+        EvidenceError: If it is gone.
+        RegistryError: If MLflow fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         return _download(uri, name, number, f"{PACKAGE_PATH}/{EVIDENCE_FILE}", Path(scratch)).read_bytes()
@@ -126,13 +128,20 @@ def _download(uri: str, name: str, number: int, inside: str, to: Path) -> Path:
     from mlflow.exceptions import MlflowException
     from mlflow.utils.uri import append_to_uri_path
 
-    try:
-        source = client.get_model_version_download_uri(name, str(number))
-        source = append_to_uri_path(source, inside) if inside else source
-        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(to), tracking_uri=uri, registry_uri=uri))
-    except (MlflowException, OSError) as error:
-        what = Path(inside).name or "its files"
-        raise EvidenceError(f"version {number} of '{name}': {what} can't be read: {reason_of(error)}") from None
+    what = Path(inside).name or "its files"
+    with failures_as(RegistryError, uri, f"downloading {what} of version {number} of '{name}'"):
+        root = client.get_model_version_download_uri(name, str(number))
+        source = append_to_uri_path(root, inside) if inside else root
+        try:
+            return Path(
+                mlflow.artifacts.download_artifacts(source, dst_path=str(to), tracking_uri=uri, registry_uri=uri)
+            )
+        except (MlflowException, OSError) as error:
+            folder = append_to_uri_path(root, str(Path(inside).parent)) if inside else root
+            listed = [Path(file.path).name for file in mlflow.artifacts.list_artifacts(folder, tracking_uri=uri)]
+            if Path(inside).name in listed if inside else listed:
+                raise
+            raise EvidenceError(f"version {number} of '{name}': {what} can't be read: {reason_of(error)}") from None
 
 
 # --- records ------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sparsegate.config import RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
-from sparsegate.errors import ExitCode, LockedError, UsageError
-from sparsegate.files import read_json, write_json
-from sparsegate.registry.promotion import Champion, champion, check_model_name, has_versions
+from sparsegate.errors import ExitCode, LockedError, RegistryError, UsageError
+from sparsegate.files import read_json, remove_leftovers, write_json
+from sparsegate.registry.promotion import RUN_KEY_TAG, Champion, champion, check_model_name, has_versions
 from sparsegate.registry.tracking import (
     check_tracking,
     end_run,
@@ -80,20 +80,10 @@ def retrain(config: RunConfig) -> Outcome:
     run = open_run(config, policy, inputs, resolve_base(config))
     with _lock(run):
         _refuse_complete(run)
-        live = _champion(run)
         with _tracked(run) as run_id:
-            _data_stages(run)
-            if stages.data_verdict(run).releases:
-                _train(run, run_id)
-                _judge(run, live)
-            report = stages.write_report(run)
-            _log_results(run, run_id, report)
-            version = None
-            if report.verdict.releases:
-                version = _register(run, report, run_id, live)
-            elif report.verdict is Verdict.ERROR:
-                _forget_gates(run, live)
-            return _finish(run, report, live, version)
+            made = stages.registered_version(run)
+            outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
+        return _keep(run, outcome)
 
 
 def train(config: RunConfig) -> Outcome:
@@ -158,17 +148,44 @@ def register(folder: Path) -> Outcome:
         raise UsageError(f"{folder} was not judged yet; run 'sparsegate gate {folder}' first")
     check_tracking(run.config.registry.tracking_uri)
     with _lock(run):
+        made = stages.registered_version(run)
+        if made is not None:
+            with _tracked(run):
+                outcome = _take_up(run, made)
+            return _keep(run, outcome)
         report, live = stages.read_report(run), _champion(run)
         if not report.verdict.releases:
-            return _finish(run, report, live, None)
+            return _keep(run, _finish(run, report, _number(live), None))
         if not run.ledger.is_done(_evaluate_stage(live)):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
         with _tracked(run) as run_id:
             _log_results(run, run_id, report)
-            return _finish(run, report, live, _register(run, report, run_id, live))
+            outcome = _register(run, report, run_id, live)
+        return _keep(run, outcome)
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _whole_path(run: Run, run_id: str) -> Outcome:
+    live = _champion(run)
+    _data_stages(run)
+    if stages.data_verdict(run).releases:
+        _train(run, run_id)
+        _judge(run, live)
+    report = stages.write_report(run)
+    _log_results(run, run_id, report)
+    if report.verdict.releases:
+        return _register(run, report, run_id, live)
+    if report.verdict is Verdict.ERROR:
+        _forget_gates(run, live)
+    return _finish(run, report, _number(live), None)
+
+
+def _take_up(run: Run, version: int) -> Outcome:
+    """Go on with a run that was killed after its version was registered: only the promotion may be left to do."""
+    _LOG.info("version %d was registered before", version)
+    return _promote(run, version)
 
 
 def _data_stages(run: Run) -> None:
@@ -206,34 +223,54 @@ def _champion(run: Run) -> Champion | None:
     return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
 
 
+def _number(live: Champion | None) -> int | None:
+    return None if live is None else live.version
+
+
 def _is_first(run: Run, live: Champion | None) -> bool:
     """Say whether this is the model's first version: no champion, and none that could have lost its alias."""
     return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
 
 
-def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> int:
+def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> Outcome:
     _LOG.info("register")
-    version = stages.register_candidate(run, report, live, run_id=run_id)
+    version = stages.register_candidate(run, report, _number(live), run_id=run_id)
+    return _promote(run, version)
+
+
+def _promote(run: Run, version: int) -> Outcome:
     _LOG.info("promote version %d", version)
-    stages.promote_version(run, version, live)
-    return version
+    evidence = stages.promote_version(run, version)
+    return _finish(run, GateReport.from_json(evidence["report"]), evidence["champion"], version)
 
 
-def _finish(run: Run, report: GateReport, live: Champion | None, version: int | None) -> Outcome:
+def _finish(run: Run, report: GateReport, live: int | None, version: int | None) -> Outcome:
+    """Return what a run ends with.
+
+    Args:
+        run: The run.
+        report: What the gates said.
+        live: The champion that it was judged against.
+        version: What it was registered as.
+    """
     registry = run.config.registry
     if version is not None:
-        replaced = f", in place of version {live.version}" if live and live.version != version else ""
+        replaced = f", in place of version {live}" if live is not None else ""
         waived = [result.gate for result in report.results if result.verdict is Verdict.WAIVED]
         but = f"; waived: {', '.join(waived)}" if waived else ""
         message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}{but}"
     else:
         decided = next((result for result in report.results if result.verdict is report.verdict), None)
         why = f"{decided.gate}: {decided.reason}" if decided else "; ".join(report.problems)
-        kept = f"version {live.version} stays {registry.alias}" if live else "nothing was registered"
+        kept = f"version {live} stays {registry.alias}" if live is not None else "nothing was registered"
         message = f"refused, {kept}: {why}"
     exit_code = report.verdict.exit_code
-    outcome = Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
-    if report.verdict is not Verdict.ERROR:
+    return Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
+
+
+def _keep(run: Run, outcome: Outcome) -> Outcome:
+    """Record, as the very last, that the run is complete; an error is worth a retry and completes nothing."""
+    if outcome.exit_code is not ExitCode.ERROR:
         write_json(run.folder / "outcome.json", outcome.to_json())
     return outcome
 
@@ -251,6 +288,7 @@ def _refuse_complete(run: Run) -> None:
 def _lock(run: Run) -> Iterator[None]:
     """Hold the lock of the registered model: one run at a time trains and promotes it."""
     with model_lock(run.folder.parent, run.config.registry.name):
+        remove_leftovers(run.folder)
         yield
 
 
@@ -261,19 +299,22 @@ def _tracked(run: Run) -> Iterator[str]:
     uri = registry.tracking_uri
     known = read_json(path)["run_id"] if path.exists() else None
     tags = {
-        "sparsegate.run_key": run.manifest.run_key,
+        RUN_KEY_TAG: run.manifest.run_key,
         "sparsegate.version": run.manifest.code_version,
         **stages.attempt_tags(run),
     }
     name = f"{registry.name}-{run.manifest.run_key[:8]}"
-    run_id = open_tracking_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known)
+    run_id = open_tracking_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known, once_by=RUN_KEY_TAG)
     if known is None:
-        write_json(path, {"run_id": run_id})
         log_params(uri, run_id, flat_params(run.config))
+        write_json(path, {"run_id": run_id})
     try:
         yield run_id
     except BaseException as error:
-        end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        try:
+            end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        except RegistryError as second:
+            _LOG.warning("%s", second)  # the first error is the one to report
         raise
     end_run(uri, run_id, "FINISHED")
 

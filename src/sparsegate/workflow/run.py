@@ -145,7 +145,7 @@ def flat_params(config: RunConfig) -> Mapping[str, str]:
 
     walk(asdict(config), "")
     # a tracking URI may hold a password, and where things are kept is no parameter
-    elsewhere = ("registry.tracking_uri", "registry.signing_key", "model.cache_dir", "output_dir")
+    elsewhere = ("registry.tracking_uri", "registry.signing_key", "registry.actor", "model.cache_dir", "output_dir")
     for name in (*elsewhere, "notify.url", "notify.timeout_s"):
         del flat[name]
     return flat

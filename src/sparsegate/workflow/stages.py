@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsegate.contracts import CostReport, EncodedSample, GateResult, Prediction, Verdict, canonical_json, worst
+from sparsegate.contracts import JSON, CostReport, EncodedSample, GateResult, Prediction, Verdict, canonical_json, worst
 from sparsegate.data import ChatTemplate
+from sparsegate.errors import RegistryError
 from sparsegate.evaluation.metrics import classification_figures
 from sparsegate.files import read_json, read_records, write_json, write_records, write_text
 from sparsegate.registry.package import write_package
-from sparsegate.registry.promotion import Champion, register, verify_readback, version_of_run
+from sparsegate.registry.promotion import has_versions, register, verify_readback, version_of_run
 from sparsegate.registry.tracking import count_runs
+from sparsegate.registry.versions import aliased_version
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
 from sparsegate.workflow.evaluate import COST_TAG, generation_settings, probe_digest, serving_spec
@@ -172,52 +174,72 @@ def attempt_tags(run: Run) -> dict[str, str]:
     }
 
 
-def register_candidate(run: Run, report: GateReport, champion: Champion | None, *, run_id: str) -> int:
-    """Register the candidate with its evidence and check what the registry then holds; return the version.
+def registered_version(run: Run) -> int | None:
+    """Return the version that the run was registered as before, or None.
 
     Raises:
-        RegistryError: If MLflow fails, or holds other bytes than were given.
+        RegistryError: If MLflow fails.
+    """
+    registry = run.config.registry
+    return version_of_run(registry.tracking_uri, registry.name, run.manifest.run_key)
+
+
+def register_candidate(run: Run, report: GateReport, champion: int | None, *, run_id: str) -> int:
+    """Register the candidate with its evidence and check what the registry then holds; return the version.
+
+    Args:
+        run: The run.
+        report: What the gates said.
+        champion: Version it was judged against, or None.
+        run_id: Its run in MLflow.
+
+    Raises:
+        RegistryError: If MLflow fails, holds other bytes than were given, or has another champion by now.
     """
     assert report.verdict.releases, "only a candidate that passed, or whose failures were waived, is registered"
     registry, package = run.config.registry, run.folder / "package"
     uri, name = registry.tracking_uri, registry.name
+    now = aliased_version(uri, name, registry.alias) if has_versions(uri, name) else None
+    if now != champion:
+        raise RegistryError(f"{name}@{registry.alias} moved while the candidate was judged; run again to judge it anew")
     write_package(package, serving_spec(run), delta=run.delta)
-    version = version_of_run(uri, name, run.manifest.run_key)
-    if version is None:  # else killed after registering: the version has its evidence
-        evidence = gather_evidence(
-            run,
-            report,
-            run_id=run_id,
-            models=summary(run),
-            attempt=count_runs(uri, registry.experiment, tags=attempt_tags(run)),
-            champion=champion.version if champion else None,
-            previous=previous_evidence(uri, name),
-        )
-        seal_evidence(package, evidence, signing_key(registry))
-        tags = {
-            "sparsegate.verdict": str(report.verdict),
-            "sparsegate.policy_sha256": report.policy_sha256,
-            "sparsegate.base_digest": run.base.digest,
-            COST_TAG: canonical_json(read_json(run.cost)),
-        }
-        version = register(
-            uri,
-            name=name,
-            run_id=run_id,
-            package=package,
-            input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
-            tags=tags,
-            run_key=run.manifest.run_key,
-        )
+    evidence = gather_evidence(
+        run,
+        report,
+        run_id=run_id,
+        models=summary(run),
+        attempt=count_runs(uri, registry.experiment, tags=attempt_tags(run)),
+        champion=champion,
+        previous=previous_evidence(uri, name),
+    )
+    seal_evidence(package, evidence, signing_key(registry))
+    tags = {
+        "sparsegate.verdict": str(report.verdict),
+        "sparsegate.policy_sha256": report.policy_sha256,
+        "sparsegate.base_digest": run.base.digest,
+        COST_TAG: canonical_json(read_json(run.cost)),
+    }
+    version = register(
+        uri,
+        name=name,
+        run_id=run_id,
+        package=package,
+        input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
+        tags=tags,
+        run_key=run.manifest.run_key,
+    )
     verify_readback(uri, name=name, version=version, package=package)
     return version
 
 
-def promote_version(run: Run, version: int, champion: Champion | None) -> None:
-    """Make a version the champion, if its evidence holds and the champion is still the one it was judged against."""
-    expected = champion.version if champion else None
+def promote_version(run: Run, version: int) -> dict[str, JSON]:
+    """Make a version the champion, if its evidence holds and the champion is the one it was judged against.
+
+    Returns:
+        The version's evidence.
+    """
     reason = f"passed policy {run.policy.name} in run {run.manifest.run_key[:16]}"
-    promote_judged(run.config.registry, version, expected=expected, reason=reason)
+    return promote_judged(run.config.registry, version, reason=reason).evidence
 
 
 def summary(run: Run) -> dict[str, dict[str, float]]:

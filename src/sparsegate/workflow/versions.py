@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,14 @@ from sparsegate.registry.envelope import Statement, seal, unseal
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE
 from sparsegate.registry.promotion import DELTA_TAG
 from sparsegate.registry.promotion import promote as move_alias
-from sparsegate.registry.versions import aliased_version, list_versions, quarantine, read_evidence, record_event
+from sparsegate.registry.versions import (
+    aliased_version,
+    list_versions,
+    quarantine,
+    read_events,
+    read_evidence,
+    record_event,
+)
 from sparsegate.signing import load_public_key
 from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.identity import actor, signing_key
@@ -105,22 +113,33 @@ def promote(registry: RegistryConfig, number: int, *, reason: str, runs: Path) -
     return Change(f"promoted: {registry.name} version {number} is now {registry.alias}", registry.name, number, current)
 
 
-def promote_judged(registry: RegistryConfig, number: int, *, expected: int | None, reason: str) -> None:
-    """Make a version that was just judged the champion; the caller holds the lock.
+def promote_judged(registry: RegistryConfig, number: int, *, reason: str) -> Verification:
+    """Make a version the champion for the run that made it; the caller holds the lock.
 
     Args:
         registry: Registered model, where it is, and who acts.
         number: The version.
-        expected: The champion it was judged against, or None.
-        reason: Why, for the record.
+        reason: Why, for the record; it names the run.
+
+    Returns:
+        What was verified, with the version's evidence.
 
     Raises:
-        EvidenceError: If what the registry holds of it can't be verified.
-        RegistryError: If the champion changed meanwhile, or MLflow fails.
+        EvidenceError: If it can't be verified, or the champion is no longer the one it was judged against.
+        RegistryError: If MLflow fails.
     """
     found = _verified(registry, number, "promoted")
-    if aliased_version(registry.tracking_uri, registry.name, registry.alias) != number:
-        _move(registry, found, "promote", expected, reason)
+    judged_against = found.evidence.get("champion")
+    current = aliased_version(registry.tracking_uri, registry.name, registry.alias)
+    if current == number:
+        return found
+    if current != judged_against:
+        raise EvidenceError(
+            f"version {number} was judged against {_named(judged_against)}, and {registry.alias} is {_named(current)},"
+            " which stays; run again with another --slot to judge it anew"
+        )
+    _move(registry, found, "promote", current, reason, once=True)
+    return found
 
 
 def rollback(registry: RegistryConfig, *, to: int | None, reason: str, bad: bool, runs: Path) -> Change:
@@ -205,8 +224,13 @@ def _move(
     verb: Literal["promote", "rollback"],
     current: int | None,
     reason: str,
+    *,
+    once: bool = False,
 ) -> None:
-    """Record the move, then make it: no version becomes champion without a record of who and why."""
+    """Record the move, then make it: no version becomes champion without a record of who and why.
+
+    With ``once`` a record of the same move for the same reason stands for this one: its writer died before the move.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     uri, name, number = registry.tracking_uri, registry.name, found.version
     event = {
@@ -219,10 +243,21 @@ def _move(
         "reason": reason,
         "when": when,
     }
-    evidence = {EVIDENCE_FILE: sha256_bytes(read_evidence(uri, name, number))}
-    sealed = seal(Statement(evidence, EVENT_TYPE, event), signing_key(registry))
-    record_event(uri, str(found.evidence["run_id"]), when=when, verb=verb, sealed=sealed)
+    run_id = str(found.evidence["run_id"])
+    if not (once and _is_recorded(uri, run_id, event)):
+        evidence = {EVIDENCE_FILE: sha256_bytes(read_evidence(uri, name, number))}
+        sealed = seal(Statement(evidence, EVENT_TYPE, event), signing_key(registry))
+        record_event(uri, run_id, when=when, verb=verb, sealed=sealed)
     move_alias(uri, name, number, registry.alias, expected=current)
+
+
+def _is_recorded(uri: str, run_id: str, event: dict[str, JSON]) -> bool:
+    for data in read_events(uri, run_id):
+        with suppress(EvidenceError):  # a damaged record stands for nothing
+            earlier = unseal(data, predicate_type=EVENT_TYPE).statement.predicate
+            if {**earlier, "when": event["when"]} == event:
+                return True
+    return False
 
 
 def _named(number: int | None) -> str:

@@ -1,0 +1,67 @@
+"""Two runs at once, a full disk, and strangers who move what a dead run left: nothing is lost and nothing doubled."""
+
+import pytest
+
+# from MLflow, when the tests ask the registry
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+@pytest.mark.parametrize("other", ["first", "another"])
+def test_of_two_runs_at_once_one_wins_and_the_other_has_nothing_to_do(project, other):
+    ended = project.all_at_once([project.job("first", number=0), project.job(other, number=1)])
+    assert sorted(run.code for run in ended) == [0, 30]
+    assert "another run of 'desk' is at work" in next(run.said for run in ended if run.code == 30)
+    state = project.state()
+    assert [number for number, *_ in state["versions"]] == [1]
+    assert state["aliases"] == {"champion": 1}
+    assert len(state["runs"]) == 1
+    assert project.retrain(other).code == (30 if other == "first" else 0)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "before save_checkpoint of step 4",
+        "inside write_text policy/report.json",
+        "inside write_text package/evidence.dsse.json",
+        "before log_model_artifacts",
+    ],
+)
+def test_a_full_disk_is_one_clear_line_and_the_next_try_goes_on(project, reference, point):
+    ended = project.retrain("first", stop_at=point, how="full")
+    assert (ended.code, ended.result) == (20, None)
+    assert ended.said.splitlines()[-1].startswith("sparsegate: ")
+    assert "No space left on device" in ended.said.splitlines()[-1]
+    assert project.retrain("first").code == 0
+    assert project.state() == reference.states["first"]
+
+
+def test_a_version_that_was_deleted_while_its_run_was_dead_is_made_again(project):
+    assert project.retrain("first", stop_at="after create_model_version").code == -9
+    project.client().delete_model_version("desk", "1")
+    ended = project.retrain("first")
+    assert (ended.code, project.state()["aliases"]) == (0, {"champion": ended.result["version"]})
+    assert project.verify()["verified"]
+
+
+def test_a_champion_that_moved_before_registration_is_judged_against_again(project):
+    assert project.retrain("first").code == 0
+    assert project.retrain("second", stop_at="before create_logged_model").code == -9
+    project.client().delete_registered_model_alias("desk", "champion")
+    ended = project.retrain("second")
+    assert ended.code == 0, ended
+    assert "evaluate against base" in ended.said
+    assert project.state()["moves"] == [[("promote", None, 2)], [("promote", None, 1)]]
+
+
+def test_a_champion_that_moved_after_registration_stays_and_the_run_says_why(project):
+    assert project.retrain("first").code == 0
+    assert project.retrain("second", stop_at="before set_registered_model_alias champion").code == -9
+    project.client().set_registered_model_alias("desk", "champion", "2")
+    assert project.retrain("third").code == 0
+    for _ in range(2):
+        project.client().delete_registered_model_alias("desk", "champion")
+        ended = project.retrain("second")
+        assert ended.code == 10
+        assert "version 2 was judged against version 1, and champion is no champion" in ended.said
+        assert "champion" not in project.client().get_registered_model("desk").aliases

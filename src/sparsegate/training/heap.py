@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system while a forward pass runs; glibc alone would keep it as holes.
+"""Freed memory goes back to the system while a step runs; glibc alone would keep it as holes.
 
 torch aligns its blocks, and in glibc's heap an aligned block does not fit the hole that one of its size has left. So
 what a layer frees is not used again by the next one, and a fifth of a step's peak was such holes.
@@ -33,7 +33,7 @@ def trim_heap() -> None:
 
 
 def trim_between(layers: Sequence[nn.Module]) -> ExitStack:
-    """Trim the heap after every fifth of the layers, from the first on, in forward passes that keep a graph.
+    """Trim the heap after every fifth of the layers, from the first on, in passes that keep a graph and backwards.
 
     Only where layers run on the CPU, and with batches that are large enough for it to matter.
 
@@ -53,3 +53,9 @@ def _trim_after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
     states: Tensor = output[0] if isinstance(output, tuple) else output
     if torch.is_grad_enabled() and states.is_cpu and states.nbytes >= _WORTHWHILE_BYTES:
         trim_heap()
+        if states.requires_grad:
+            states.register_hook(_trim_before)  # type: ignore[no-untyped-call]
+
+
+def _trim_before(_: Tensor) -> None:
+    trim_heap()

@@ -12,8 +12,11 @@ import pytest
 from nights import Project
 from proxy import Proxy
 
-# from MLflow, when the tests ask the registry
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = [
+    pytest.mark.slow,
+    # from MLflow, when the tests ask the registry
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 IMPATIENT = (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"))
 
 

@@ -109,6 +109,7 @@ def test_a_density_out_of_range_is_refused_and_a_percentage_is_recognised(proble
         "gradient_clip: 0",
         "calibration_batches: 0",
         "devices: 0",
+        "cache_disk_gb: -1",
         "checkpoint_every_steps: 0",
         "density: .inf",
         "memory_limit_gb: 0",

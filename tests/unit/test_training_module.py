@@ -259,6 +259,22 @@ def test_every_allocation_trains_as_many_entries(make_model, data, allocation):
     assert (len(shares) == 1) == (allocation == "uniform")
 
 
+def test_kept_outputs_of_frozen_layers_are_dropped_when_the_cut_moves(make_model, data, tmp_path):
+    options = {"selector": "magnitude", "frozen_depth": "auto"}
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=1)
+    lower = SparseFineTuner(_with_faint_layers(make_model, 2), **options, density=0.25, cache_prefix=False)
+    _trainer(tmp_path, keep, max_steps=1).fit(lower, datamodule=data)
+    tuner = SparseFineTuner(_with_faint_layers(make_model, 2), **options, time_limit=0.35)
+    batch = next(iter(data.calibration_batches()))
+    tuner.select([batch])
+    tuner.loss(batch)
+    cuts = [tuner.plan.first_layer]
+    tuner.on_load_checkpoint(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    cuts.append(tuner.plan.first_layer)
+    assert cuts == [3, 2]
+    torch.testing.assert_close(tuner.loss(batch), lower.eval().loss(batch))
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the second writes no checkpoints
 def test_a_checkpoint_restores_the_plan_and_what_follows_from_it(make_model, data, tmp_path):
     options = {"selector": "magnitude", "frozen_depth": "auto", "memory_limit_gb": 0.0004}

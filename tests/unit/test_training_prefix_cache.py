@@ -5,33 +5,36 @@ from sparsegate.data.datamodule import collate
 from sparsegate.sparse.targets import decoder_layers, find_targets
 from sparsegate.training.loss import supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
+from sparsegate.training.state_file import StateFile
 
 FIRST = 2  # the layers 0 and 1 are frozen
 BYTES_PER_TOKEN = 32 * 4
 
 
 @pytest.fixture
-def runs(any_model):
+def runs(any_model, tmp_path):
     """A model with two frozen layers; see :class:`_Runs`."""
     any_model.requires_grad_(False)
     for target in find_targets(any_model, first_layer=FIRST):
         target.linear.weight.requires_grad_(True)
-    return _Runs(any_model)
+    return _Runs(any_model, tmp_path)
 
 
 class _Runs:
     """A model, how often its first layer has run, and its loss with and without a cache."""
 
-    def __init__(self, model):
+    def __init__(self, model, folder):
         self.model = model
+        self._folder = folder
         self.frozen = 0
         decoder_layers(model)[1][0].mlp.register_forward_hook(self._count)
 
     def _count(self, *_):
         self.frozen += 1
 
-    def cache(self, limit_bytes=1 << 30):
-        return PrefixCache(self.model, first_layer=FIRST, limit_bytes=limit_bytes)
+    def cache(self, limit_bytes=1 << 30, disk_limit_bytes=0):
+        file = StateFile(self._folder, limit_bytes=disk_limit_bytes)
+        return PrefixCache(self.model, first_layer=FIRST, limit_bytes=limit_bytes, file=file)
 
     def loss(self, cache, samples):
         batch = collate(samples, pad_id=0)
@@ -88,6 +91,31 @@ def test_a_limit_of_zero_keeps_nothing(runs, make_samples):
     cache = runs.cache(0)
     runs.loss(cache, make_samples(2))
     assert cache.size_bytes == 0
+
+
+@pytest.mark.parametrize("limit", [0, BYTES_PER_TOKEN * 40], ids=["all on disk", "some in memory"])
+def test_states_on_disk_give_the_very_same_losses_and_gradients_as_in_memory(runs, make_samples, limit):
+    samples, memory, mixed = make_samples(8), runs.cache(), runs.cache(limit, disk_limit_bytes=1 << 20)
+    for batch in (samples[:4], samples[4:]):
+        runs.loss(memory, batch)
+        runs.loss(mixed, batch)
+    before = runs.frozen
+    for batch in (samples[2:6], samples[::-1]):
+        expected, loss = runs.loss(memory, batch), runs.loss(mixed, batch)
+        assert torch.equal(loss, expected)
+        gradients = zip(_gradients(runs.model, loss), _gradients(runs.model, expected), strict=True)
+        assert all(torch.equal(one, other) for one, other in gradients)
+    assert runs.frozen == before
+    assert mixed.size_bytes <= limit
+
+
+def test_samples_beyond_both_limits_run_through_the_frozen_layers_and_stay_right(runs, make_samples):
+    samples, cache = make_samples(8), runs.cache(0, disk_limit_bytes=BYTES_PER_TOKEN * 20)
+    for _ in range(2):
+        before = runs.frozen
+        torch.testing.assert_close(runs.loss(cache, samples), runs.plain(samples))
+        assert runs.frozen == before + 2
+    assert cache.limits == (0, BYTES_PER_TOKEN * 20)
 
 
 def test_filling_runs_the_frozen_layers_only_and_keeps_the_very_same_states(runs, make_samples):

@@ -22,6 +22,7 @@ from sparsegate.training.loss import supervised_loss
 from sparsegate.training.module import SparseFineTuner
 from sparsegate.training.prefix_cache import PrefixCache
 from sparsegate.training.refresh import RefreshCallback, refresh
+from sparsegate.training.state_file import StateFile
 
 ALWAYS = {"below": 1.0, "fraction": 0.5, "margin": 1.0}
 NUM_TOKENS = 96
@@ -142,7 +143,8 @@ def test_the_kept_outputs_of_frozen_layers_stay_valid_across_refreshes(make_mode
     tuner, optimizer = _stepped(make_model("llama"), batches)
     refresh(tuner, optimizer, batches, **ALWAYS, minimum_age=0)
     plain, _ = _stepped(make_model("llama"), batches, steps=0, cache_prefix=False)
-    kept, fresh = tuner._prefix_cache, PrefixCache(plain.model, first_layer=2, limit_bytes=10**9)
+    file = StateFile(None, limit_bytes=0)
+    kept, fresh = tuner._prefix_cache, PrefixCache(plain.model, first_layer=2, limit_bytes=10**9, file=file)
     for batch in batches:
         fresh.fill(batch)
     assert kept._kept.keys() == fresh._kept.keys()

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from sparsegate.config import RefreshConfig, TrainingConfig
 from sparsegate.errors import ExitCode, SparsegateError
 from sparsegate.sparse.delta import apply_delta, read_delta
+from sparsegate.training import module
 from sparsegate.training.run import train
 
 STEPS_PER_PASS = 10  # 40 samples in batches of 4
@@ -163,6 +164,18 @@ def test_a_killed_run_goes_on_to_the_very_same_bits(whole, run, tmp_path, step, 
     assert resumed.cost.steps == expected.cost.steps
     _assert_same(_values(resumed), _values(expected))
     assert resumed.metrics["train_loss_nats"] == expected.metrics["train_loss_nats"]
+
+
+def test_a_run_that_keeps_frozen_outputs_on_disk_ends_with_the_very_same_bits_killed_or_not(
+    whole, run, monkeypatch, tmp_path
+):
+    expected = _values(whole())
+    monkeypatch.setattr(module, "available_bytes", lambda _: 3000)  # a few of the samples
+    _assert_same(_values(run("on disk")), expected)
+    with pytest.raises(_KilledError):
+        run("killed", _Kill(14, _KilledError()))
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["checkpoints"]
+    _assert_same(_values(run("killed")), expected)
 
 
 def test_a_run_with_refreshes_ends_with_other_entries_and_as_many(whole):

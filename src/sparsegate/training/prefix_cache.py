@@ -1,8 +1,8 @@
 """Outputs of the frozen layers, kept across epochs.
 
 The layers below the first trained one never change, so what they make of a sample never changes either: they run once
-for each sample, and from then on the first trained layer is fed from memory. Exact for causal models with padding on
-the right.
+for each sample, and from then on the first trained layer is fed from memory, or from a file once a share of memory is
+full. Exact for causal models with padding on the right.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsegate.data.datamodule import Batch
 from sparsegate.sparse.targets import decoder_layers
+from sparsegate.training.state_file import StateFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,17 +28,24 @@ class PrefixCache:
     Args:
         model: The model; its first ``first_layer`` decoder layers are frozen.
         first_layer: Index of the first trained layer, at least 1.
-        limit_bytes: Samples beyond this size are not kept and run through the frozen layers each time.
+        limit_bytes: Samples beyond this size are not kept in memory.
+        file: Where they are kept; those beyond its limit too run through the frozen layers each time.
     """
 
-    def __init__(self, model: PreTrainedModel, *, first_layer: int, limit_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, first_layer: int, limit_bytes: int, file: StateFile) -> None:
         assert first_layer >= 1
         self._model = model
         self._layers = decoder_layers(model)[1]
         self._first_layer = first_layer
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
+        self._file = file
         self._kept: dict[str, Tensor] = {}
-        self.size_bytes = 0
+        self.size_bytes = 0  # in memory
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The limits of memory and file, in bytes: what another cache needs, to keep the same samples."""
+        return self._limit_bytes, self._file.limit_bytes
 
     @contextmanager
     def batch(self, ids: Sequence[str], lengths: Sequence[int]) -> Iterator[None]:
@@ -48,7 +56,9 @@ class PrefixCache:
             lengths: Their lengths in tokens, without padding.
         """
         if all(sample_id in self._kept for sample_id in ids):
-            states = nn.utils.rnn.pad_sequence([self._kept[sample_id] for sample_id in ids], batch_first=True)
+            kept = [self._kept[sample_id].to(self._model.device) for sample_id in ids]
+            states = nn.utils.rnn.pad_sequence(kept, batch_first=True)
+            self._file.release()
             with self._replay(states):
                 yield
             return
@@ -72,11 +82,16 @@ class PrefixCache:
 
     def _keep(self, ids: Sequence[str], lengths: Sequence[int], states: Tensor) -> None:
         for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
+            if sample_id in self._kept:
+                continue
             state = states[row, :length]
             size = state.numel() * state.element_size()
-            if sample_id not in self._kept and self.size_bytes + size <= self.limit_bytes:
+            if self.size_bytes + size <= self._limit_bytes:
                 self._kept[sample_id] = state.clone()
                 self.size_bytes += size
+            elif (filed := self._file.put(state)) is not None:
+                self._kept[sample_id] = filed
+        self._file.release()
 
     @contextmanager
     def _replay(self, states: Tensor) -> Iterator[None]:

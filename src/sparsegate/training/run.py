@@ -74,7 +74,7 @@ def train(
         UsageError: If the machine lacks what the precision needs.
     """
     L.seed_everything(config.seed, verbose=False)
-    tuner = make_tuner(model, config)
+    tuner = make_tuner(model, config, cache_folder=output_dir)
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
     meter = CostMeter()
     checkpoints = output_dir / "checkpoints"
@@ -140,7 +140,7 @@ def _refresh(config: TrainingConfig) -> list[Callback]:
     return [RefreshCallback(**asdict(config.refresh))]
 
 
-def make_tuner(model: PreTrainedModel, config: TrainingConfig) -> SparseFineTuner:
+def make_tuner(model: PreTrainedModel, config: TrainingConfig, *, cache_folder: Path | None = None) -> SparseFineTuner:
     """Return the module that trains a model as configured."""
     return SparseFineTuner(
         model,
@@ -153,11 +153,14 @@ def make_tuner(model: PreTrainedModel, config: TrainingConfig) -> SparseFineTune
         frozen_depth=config.frozen_depth,
         train_embeddings=config.train_embeddings,
         cache_prefix=config.cache_prefix,
+        cache_disk_gb=config.cache_disk_gb,
+        cache_folder=cache_folder,
         learning_rate=config.learning_rate,
         warmup_fraction=config.warmup_fraction,
         weight_decay=config.weight_decay,
         calibration_batches=config.calibration_batches,
         checkpoint_activations=config.checkpoint_activations,
+        trim_heap=config.trim_heap,
         seed=config.seed,
     )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ from sparsegate.contracts import EncodedSample
 from sparsegate.data.datamodule import Batch, collate
 from sparsegate.errors import SparsegateError
 from sparsegate.training.callbacks import peak_memory_bytes, reset_peak_memory
+from sparsegate.training.heap import trim
 from sparsegate.workflow.bench.base import load_base
 from sparsegate.workflow.bench.methods import METHODS, Prepared, Setup, import_peft
 from sparsegate.workflow.bench.result import Measurement
@@ -105,9 +104,7 @@ def measure(job: Job) -> Measurement:
 def start_phase() -> None:
     """Start a new measurement of peak memory that owes nothing to what the phase before has freed."""
     gc.collect()
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # a C library that keeps no freed memory has no such function
-            ctypes.CDLL(None).malloc_trim(0)
+    trim()
     reset_peak_memory()
 
 

@@ -138,6 +138,7 @@ def _sparse(setup: Setup) -> Prepared:
         allocation=setting.allocation,
         frozen_depth=setting.cut,
         cache_prefix=setting.cached,
+        trim_heap=setting.trim,
         calibration_batches=len(setup.calibration),
         seed=setup.seed,
     )
@@ -186,8 +187,8 @@ METHODS: dict[str, Method] = {
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
     "sparse": Method(
-        "ours: sparse:SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:cached]"
-        "[:plain_loss]",
+        "ours: sparse:SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:trim]"
+        "[:cached][:plain_loss]",
         False,
         _sparse,
     ),

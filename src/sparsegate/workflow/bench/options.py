@@ -42,6 +42,7 @@ class SparseSetting:
         allocation: How the entries are shared out among weights: ``uniform``, ``rank`` or ``global``.
         selector: How entries are scored.
         refresh: Refresh the supports after every so many steps, whatever their gradient retention; 0 never does.
+        trim: Give freed memory back during each step (``trim_heap``).
         cached: Feed the first trained layer from the prefix cache; the measured steps find every batch in it.
         plain_loss: The model's own loss over all positions instead of ours, to show what our loss contributes.
     """
@@ -52,12 +53,15 @@ class SparseSetting:
     allocation: Allocation = "uniform"
     selector: str = TrainingConfig.selector
     refresh: int = 0
+    trim: bool = False
     cached: bool = False
     plain_loss: bool = False
 
 
 def parse_sparse(text: str) -> SparseSetting:
-    """Read ``SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:cached][:plain_loss]``.
+    """Read what stands after ``sparse:``.
+
+    That is ``SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:trim][:cached][:plain_loss]``.
 
     Raises:
         UsageError: If it is no such setting.
@@ -95,7 +99,7 @@ def parse_sparse(text: str) -> SparseSetting:
 
 
 def _setting(name: str, value: str | None) -> object:
-    if name in {"cached", "plain_loss"}:
+    if name in {"cached", "plain_loss", "trim"}:
         if value is not None:
             raise UsageError(f"{name} takes no value, got '{value}'")
         return True

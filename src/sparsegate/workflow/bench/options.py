@@ -61,7 +61,8 @@ class SparseSetting:
 def parse_sparse(text: str) -> SparseSetting:
     """Read what stands after ``sparse:``.
 
-    That is ``SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:trim][:cached][:plain_loss]``.
+    That is ``SUPPORT``, then any of ``:density=D``, ``:cut=F``, ``:cut=auto``, ``:allocation=NAME``, ``:selector=NAME``,
+    ``:refresh=N``, ``:trim``, ``:cached`` and ``:plain_loss``.
 
     Raises:
         UsageError: If it is no such setting.

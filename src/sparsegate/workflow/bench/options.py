@@ -61,7 +61,7 @@ class SparseSetting:
 def parse_sparse(text: str) -> SparseSetting:
     """Read what stands after ``sparse:``.
 
-    That is ``SUPPORT``, then any of ``:density=D``, ``:cut=F``, ``:cut=auto``, ``:allocation=NAME``, ``:selector=NAME``,
+    That is ``SUPPORT``, then any of ``:density=D``, ``:cut=F`` (or ``auto``), ``:allocation=NAME``, ``:selector=NAME``,
     ``:refresh=N``, ``:trim``, ``:cached`` and ``:plain_loss``.
 
     Raises:

@@ -47,6 +47,8 @@ class DataConfig:
         system_prompt: System message put before every prompt; None uses none.
         validation_fraction: Share of the training file kept for validation.
         evaluation_fraction: Share of the training file kept for evaluation where ``evaluation`` is None.
+        evaluation_limit: Judge by at most so many evaluation samples, chosen by stable hash; None uses all. The rest is
+            not trained on either.
         max_tokens: Longest sample in tokens; longer prompts are cut at the front.
     """
 
@@ -60,12 +62,16 @@ class DataConfig:
     system_prompt: str | None = None
     validation_fraction: float = 0.1
     evaluation_fraction: float = 0.2
+    evaluation_limit: int | None = None
     max_tokens: int = 512
 
     def problems(self) -> dict[str, str]:
         return _collect(
             validation_fraction=_in_range("validation_fraction", self.validation_fraction, 0, 0.5),
             evaluation_fraction=_in_range("evaluation_fraction", self.evaluation_fraction, 0, 0.9),
+            evaluation_limit=None
+            if self.evaluation_limit is None
+            else _at_least("evaluation_limit", self.evaluation_limit, 1),
             max_tokens=_at_least("max_tokens", self.max_tokens, 8),
         )
 

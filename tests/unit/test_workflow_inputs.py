@@ -71,6 +71,15 @@ def test_an_evaluation_file_is_used_whole_and_the_training_file_is_not_split_for
     assert len(inputs.train) + len(inputs.validation) == 60
 
 
+def test_a_limit_judges_by_fewer_samples_and_trains_on_no_more(config):
+    whole, limited, fewer = (load_inputs(_with(config, "data", evaluation_limit=limit)) for limit in (None, 5, 3))
+    assert len(limited.evaluation) == 5
+    ids = [{sample.id for sample in inputs.evaluation} for inputs in (fewer, limited, whole)]
+    assert ids[0] < ids[1] < ids[2]
+    assert [sample for sample in whole.evaluation if sample in limited.evaluation] == list(limited.evaluation)
+    assert (limited.train, limited.validation) == (whole.train, whole.validation)
+
+
 def test_the_evaluation_set_does_not_depend_on_the_seed_of_training(config):
     first = load_inputs(config)
     second = load_inputs(_with(config, "training", seed=7))

@@ -13,7 +13,15 @@ from sparsegate.data.fingerprint import (
 )
 from sparsegate.data.overlap import find_near_duplicates, find_near_leaks, find_template_collisions
 from sparsegate.data.personal_data import PERSONAL_KINDS, PersonalKind, personal_kinds
-from sparsegate.data.samples import PromptRow, check_labels, label_set, load_prompts, load_samples, split_by_hash
+from sparsegate.data.samples import (
+    PromptRow,
+    check_labels,
+    label_set,
+    limit_by_hash,
+    load_prompts,
+    load_samples,
+    split_by_hash,
+)
 from sparsegate.data.sources import local_path, read_rows
 from sparsegate.data.template import ChatTemplate
 
@@ -36,6 +44,7 @@ __all__ = [
     "find_near_leaks",
     "find_template_collisions",
     "label_set",
+    "limit_by_hash",
     "load_prompts",
     "load_samples",
     "local_path",

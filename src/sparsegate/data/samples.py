@@ -118,14 +118,26 @@ def split_by_hash(samples: Sequence[Sample], fraction: float, *, seed: int) -> t
     rest: list[Sample] = []
     held: list[Sample] = []
     for sample in samples:
-        digest = hashlib.sha256(f"{seed}\0{normalise(sample.prompt)}".encode()).digest()
-        (held if int.from_bytes(digest[:8], "big") < fraction * 2**64 else rest).append(sample)
+        (held if _hash(sample, seed) < fraction * 2**64 else rest).append(sample)
     if fraction > 0 and not (rest and held):
         side = "to hold back" if rest else "to train on"
         raise DataError(
             f"splitting {len(samples)} samples by {fraction:g} leaves none {side}; add data or give a separate file"
         )
     return rest, held
+
+
+def limit_by_hash(samples: Sequence[Sample], limit: int | None, *, seed: int) -> list[Sample]:
+    """Keep at most ``limit`` samples, chosen by a hash of the normalised prompt alone, in the given order."""
+    if limit is None or limit >= len(samples):
+        return list(samples)
+    chosen = sorted(range(len(samples)), key=lambda position: _hash(samples[position], seed))[:limit]
+    return [samples[position] for position in sorted(chosen)]
+
+
+def _hash(sample: Sample, seed: int) -> int:
+    digest = hashlib.sha256(f"{seed}\0{normalise(sample.prompt)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def label_set(samples: Iterable[Sample]) -> tuple[str, ...]:

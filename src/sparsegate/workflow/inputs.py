@@ -16,6 +16,7 @@ from sparsegate.data import (
     check_labels,
     dataset_digest,
     label_set,
+    limit_by_hash,
     load_prompts,
     load_samples,
     split_by_hash,
@@ -87,6 +88,7 @@ def load_inputs(config: RunConfig) -> Inputs:
         rest, evaluation = samples, _load(config, data.evaluation)
     if not evaluation:
         raise DataError("there is no evaluation sample; set data.evaluation or data.evaluation_fraction above 0")
+    evaluation = limit_by_hash(evaluation, data.evaluation_limit, seed=_SPLIT_SEED + 2)
     train, validation = split_by_hash(rest, data.validation_fraction, seed=_SPLIT_SEED + 1)
     labels: tuple[str, ...] = ()
     if data.task == "classification":

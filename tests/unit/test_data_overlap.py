@@ -60,8 +60,8 @@ def test_the_search_finds_what_comparing_all_pairs_finds(share):
 
     draw = random.Random(7)
     words = ["card", "order", "late", "my", "the", "is", "please", "refund", "where", "lost"]
-    texts = {" ".join(draw.choices(words, k=draw.randint(3, 7))) for _ in range(60)}
-    texts = sorted(texts | {text + draw.choice(["s", " now", " for me", ""]) for text in texts})
+    texts = sorted({" ".join(draw.choices(words, k=draw.randint(3, 7))) for _ in range(60)})
+    texts = sorted({*texts, *(text + draw.choice(["s", " now", " for me", ""]) for text in texts)})
     draw.shuffle(texts)
 
     def resemblance(a, b):
@@ -73,7 +73,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(share):
         if (earlier := next((e for e in range(later) if resemblance(text, texts[e]) >= share), None)) is not None
     ]
     assert find_near_duplicates(samples("t", *texts), share=share) == expected
-    assert len(expected) > 5 or share == 1
+    assert len(expected) >= 5 or share == 1
 
 
 def test_prompts_that_differ_in_numbers_and_names_only_collide():

@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from byte_model import write_byte_model
 
 from sparsegate.registry.connection import connect
 
@@ -31,7 +32,7 @@ class Processes:
 
     def __init__(self, folder):
         self.folder = folder
-        write_base(folder / "tiny")
+        write_byte_model(folder / "tiny", num_layers=2)
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -219,25 +220,3 @@ def _rows(count, *, start):
         {"id": f"s{number}", "prompt": f"message {number}: {about[number % 2]}", "response": labels[number % 2]}
         for number in range(start, start + count)
     ]
-
-
-def write_base(folder):
-    """Write a model of random weights that reads bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<end>", *alphabet])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(alphabet) + 1,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)

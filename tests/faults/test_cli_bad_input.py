@@ -1,7 +1,6 @@
 """Whatever the user gets wrong: exit code 2, one clear error on stderr, nothing on stdout, nothing written."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -27,18 +26,6 @@ EVALUATION = [{**row, "id": f"e{row['id']}", "text": f"hello, {row['text']} agai
 def write_rows(path, rows):
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_before(monkeypatch):
-    """The command line sets up logging for its process; here that is the process of all tests."""
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    loggers = [logging.getLogger(name) for name in ("sparsegate", "sparsegate_gates")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 @pytest.fixture

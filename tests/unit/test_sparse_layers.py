@@ -10,7 +10,7 @@ from sparsegate.sparse import layouts
 from sparsegate.sparse.layers import SparseLinear, _SparseLinear, install, sparse_layers, uninstall
 from sparsegate.sparse.layouts import LAYOUTS
 from sparsegate.sparse.optimizer import make_optimizer
-from sparsegate.sparse.support import SparseSupport, choose_ids
+from sparsegate.sparse.support import SparseSupport, num_chosen, top_k
 from sparsegate.sparse.targets import find_targets
 from sparsegate.training.loss import supervised_loss
 
@@ -23,9 +23,8 @@ def small_blocks(monkeypatch):
 
 
 def _ids(shape, kind, density, seed=0):
-    return choose_ids(
-        LAYOUTS[kind].unit_scores(torch.rand(shape, generator=torch.Generator().manual_seed(seed))), density
-    )
+    scores = LAYOUTS[kind].unit_scores(torch.rand(shape, generator=torch.Generator().manual_seed(seed)))
+    return top_k(scores, num_chosen(scores.numel(), density))
 
 
 def _sparsify(model, kind, density=0.2):

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 
 from sparsegate.sparse.layouts import BLOCK, LAYOUTS
 from sparsegate.sparse.refresh import choose_exchange, exchange, gradient_retention, seed_moments
-from sparsegate.sparse.support import SparseSupport, choose_ids
+from sparsegate.sparse.support import SparseSupport, num_chosen, top_k
 
 KINDS = ("element", "column", "row", "block")
 
@@ -136,9 +136,8 @@ def test_weights_outside_the_support_are_the_base_bit_for_bit_after_any_schedule
     weight = _weight(kind, rows, columns, dtype, seed)
     base = weight.clone()
     layout = LAYOUTS[kind]
-    support = SparseSupport(
-        kind, choose_ids(layout.unit_scores(torch.rand(weight.shape, generator=draw)), density), weight
-    )
+    scores = layout.unit_scores(torch.rand(weight.shape, generator=draw))
+    support = SparseSupport(kind, top_k(scores, num_chosen(scores.numel(), density)), weight)
     count, chosen_at, step = len(support.ids), dict.fromkeys(support.ids.tolist(), 0), 0
     optimizer = AdamW([support.values], lr=0.1)
     for steps, fraction, margin, minimum_age in schedule:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsegate.sparse.layouts import LAYOUTS
-from sparsegate.sparse.support import SparseSupport, choose_ids, top_k
+from sparsegate.sparse.support import SparseSupport, num_chosen, top_k
 
 SCORES = st.lists(
     st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0]) | st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40
@@ -37,7 +37,7 @@ def test_top_k_refuses_counts_out_of_range(count):
 @pytest.mark.parametrize(("density", "count"), [(0.001, 1), (0.25, 6), (0.5, 12), (1.0, 24)])
 def test_element_ids_are_flat_indices_of_the_highest_entries(density, count):
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    ids = choose_ids(LAYOUTS["element"].unit_scores(scores), density)
+    ids = top_k(LAYOUTS["element"].unit_scores(scores), num_chosen(24, density))
     assert len(ids) == count
     assert set(ids.tolist()) == set(scores.flatten().topk(count).indices.tolist())
 
@@ -45,7 +45,7 @@ def test_element_ids_are_flat_indices_of_the_highest_entries(density, count):
 @pytest.mark.parametrize(("density", "count"), [(0.001, 1), (0.34, 2), (1.0, 6)])
 def test_column_ids_are_the_columns_with_the_highest_sums(density, count):
     scores = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    ids = choose_ids(LAYOUTS["column"].unit_scores(scores), density)
+    ids = top_k(LAYOUTS["column"].unit_scores(scores), num_chosen(6, density))
     assert set(ids.tolist()) == set(scores.sum(0).topk(count).indices.tolist())
 
 

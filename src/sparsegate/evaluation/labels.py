@@ -8,10 +8,10 @@ over the cached prompt. What is read for one prompt at a time is packed into one
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy, deepcopy
 from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
 Progress = Callable[[int], object]
+Item = TypeVar("Item")
 _MOST_PROMPT_TOKENS = 1024  # encoded at once: what fits the caches is quicker
 _MOST_LABEL_TOKENS = 512  # read at once: bounds the logits and the copies of cached prompts
 _GROWTH = 8  # an unsure model needs most labels: so many times more of them are asked for in each round
@@ -83,9 +84,9 @@ def score_labels(
     shared = _shared_prefix(prompts)
     prefix = _encode(model, torch.tensor([shared], device=model.device), None, 0) if shared else None
     scores: list[LabelScore | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     lengths = [len(prompt) - len(shared) for prompt in prompts]
-    for chosen in _batches(order, lengths, batch_size):
+    batches = _by_size(range(len(prompts)), lengths.__getitem__, most_tokens=_MOST_PROMPT_TOKENS, most_items=batch_size)
+    for chosen in batches:
         search = _BatchSearch(model, [prompts[index][len(shared) :] for index in chosen], prefix, len(shared))
         for index, score in zip(chosen, search.run(trie), strict=True):
             scores[index] = score
@@ -94,16 +95,18 @@ def score_labels(
     return [score for score in scores if score is not None]
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield indices in order, at most ``batch_size`` and about 1,024 padded tokens at a time."""
-    batch: list[int] = []
-    for index in order:  # by rising length
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[index] > _MOST_PROMPT_TOKENS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _by_size(
+    items: Iterable[Item], size: Callable[[Item], int], *, most_tokens: int, most_items: int | None = None
+) -> Iterator[list[Item]]:
+    """Yield items of similar size together, so that little padding is computed; at least one at a time."""
+    group: list[Item] = []
+    for item in sorted(items, key=size):
+        if group and (len(group) == most_items or (len(group) + 1) * size(item) > most_tokens):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def _shared_prefix(prompts: Sequence[Tokens]) -> Tokens:
@@ -180,7 +183,7 @@ class _BatchSearch:
                     readings.append(_reading(row, opened))
                 else:
                     readings += [_reading(row, [node]) for node in opened]
-            for group in _groups(readings):
+            for group in _by_size(readings, _num_places, most_tokens=_MOST_LABEL_TOKENS):
                 self._read(group, frontiers)
             breadth *= _GROWTH
         return [found[row] for row in range(len(frontiers))]
@@ -188,7 +191,7 @@ class _BatchSearch:
     def _read(self, readings: Sequence[_Reading], frontiers: list[_Frontier]) -> None:
         """Run the paths to the opened nodes after their prompts; push the whole label or the children each leads to."""
         device = self._mask.device
-        width = max(len(reading.places) for reading in readings)
+        width = max(map(_num_places, readings))
         tokens = torch.zeros((len(readings), width), dtype=torch.long)
         depths = torch.zeros_like(tokens)
         sees = torch.eye(width, dtype=torch.bool).repeat(len(readings), 1, 1)  # (readings, reader, read)
@@ -257,16 +260,8 @@ def _reading(row: int, opened: list[_Open]) -> _Reading:
     return _Reading(row, opened, places)
 
 
-def _groups(readings: list[_Reading]) -> Iterator[list[_Reading]]:
-    """Yield readings of similar size together, so that little padding is computed."""
-    group: list[_Reading] = []
-    for reading in sorted(readings, key=lambda reading: len(reading.places)):
-        if group and (len(group) + 1) * len(reading.places) > _MOST_LABEL_TOKENS:
-            yield group
-            group = []
-        group.append(reading)
-    if group:
-        yield group
+def _num_places(reading: _Reading) -> int:
+    return len(reading.places)
 
 
 def _pop_open(frontier: _Frontier, count: int) -> list[_Open]:

@@ -43,16 +43,6 @@ def num_chosen(num_units: int, density: float) -> int:
     return max(1, round(num_units * density))
 
 
-def choose_ids(unit_scores: Tensor, density: float) -> Tensor:
-    """Turn one score for each unit of a support into the ids of the chosen ones.
-
-    Args:
-        unit_scores: Scores of shape (units), as :meth:`~sparsegate.sparse.layouts.Layout.unit_scores` gives them.
-        density: Share of the units to take; at least one is taken.
-    """
-    return top_k(unit_scores, num_chosen(unit_scores.numel(), density))
-
-
 class SparseSupport(nn.Module):
     """The trained entries of one weight, in terms of the weight as it is stored.
 

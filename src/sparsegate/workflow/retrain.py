@@ -9,21 +9,10 @@ from pathlib import Path
 
 from sparsegate.config import RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
-from sparsegate.errors import ExitCode, LockedError, RegistryError, UsageError
+from sparsegate.errors import ExitCode, LockedError, UsageError
 from sparsegate.files import read_json, remove_leftovers, write_json
-from sparsegate.registry.promotion import RUN_KEY_TAG, Champion, champion, check_model_name, has_versions
-from sparsegate.registry.tracking import (
-    check_tracking,
-    end_run,
-    lightning_logger,
-    log_folder,
-    log_metrics,
-    log_params,
-    set_tags,
-)
-from sparsegate.registry.tracking import (
-    open_run as open_tracking_run,
-)
+from sparsegate.registry.promotion import Champion, champion, check_model_name, has_versions
+from sparsegate.registry.tracking import check_tracking, lightning_logger
 from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
@@ -32,7 +21,8 @@ from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.outcome import Outcome
-from sparsegate.workflow.run import Run, flat_params, name_run, open_run, reopen_run, resolve_base
+from sparsegate.workflow.run import Run, name_run, open_run, reopen_run, resolve_base
+from sparsegate.workflow.tracked import log_results, tracked
 from sparsegate_gates.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +70,7 @@ def retrain(config: RunConfig) -> Outcome:
     run = open_run(config, policy, inputs, resolve_base(config))
     with _lock(run):
         _refuse_complete(run)
-        with _tracked(run) as run_id:
+        with tracked(run) as run_id:
             made = stages.registered_version(run)
             outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
         return _keep(run, outcome)
@@ -90,7 +80,7 @@ def train(config: RunConfig) -> Outcome:
     """Validate the data and train; nothing is judged or registered. :func:`retrain` goes on from there."""
     policy, inputs = check(config)
     run = open_run(config, policy, inputs, resolve_base(config))
-    with _lock(run), _tracked(run) as run_id:
+    with _lock(run), tracked(run) as run_id:
         _data_stages(run)
         verdict = stages.data_verdict(run)
         if not verdict.releases:
@@ -150,7 +140,7 @@ def register(folder: Path) -> Outcome:
     with _lock(run):
         made = stages.registered_version(run)
         if made is not None:
-            with _tracked(run):
+            with tracked(run):
                 outcome = _take_up(run, made)
             return _keep(run, outcome)
         report, live = stages.read_report(run), _champion(run)
@@ -158,8 +148,8 @@ def register(folder: Path) -> Outcome:
             return _keep(run, _finish(run, report, _number(live), None))
         if not run.ledger.is_done(_evaluate_stage(live)):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
-        with _tracked(run) as run_id:
-            _log_results(run, run_id, report)
+        with tracked(run) as run_id:
+            log_results(run, run_id, report)
             outcome = _register(run, report, run_id, live)
         return _keep(run, outcome)
 
@@ -174,7 +164,7 @@ def _whole_path(run: Run, run_id: str) -> Outcome:
         _train(run, run_id)
         _judge(run, live)
     report = stages.write_report(run)
-    _log_results(run, run_id, report)
+    log_results(run, run_id, report)
     if report.verdict.releases:
         return _register(run, report, run_id, live)
     if report.verdict is Verdict.ERROR:
@@ -290,43 +280,3 @@ def _lock(run: Run) -> Iterator[None]:
     with model_lock(run.folder.parent, run.config.registry.name):
         remove_leftovers(run.folder)
         yield
-
-
-@contextmanager
-def _tracked(run: Run) -> Iterator[str]:
-    """Keep one MLflow run for the whole of a run, taken up again after a kill."""
-    registry, path = run.config.registry, run.folder / "mlflow_run.json"
-    uri = registry.tracking_uri
-    known = read_json(path)["run_id"] if path.exists() else None
-    tags = {
-        RUN_KEY_TAG: run.manifest.run_key,
-        "sparsegate.version": run.manifest.code_version,
-        **stages.attempt_tags(run),
-    }
-    name = f"{registry.name}-{run.manifest.run_key[:8]}"
-    run_id = open_tracking_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known, once_by=RUN_KEY_TAG)
-    if known is None:
-        log_params(uri, run_id, flat_params(run.config))
-        write_json(path, {"run_id": run_id})
-    try:
-        yield run_id
-    except BaseException as error:
-        try:
-            end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        except RegistryError as second:
-            _LOG.warning("%s", second)  # the first error is the one to report
-        raise
-    end_run(uri, run_id, "FINISHED")
-
-
-def _log_results(run: Run, run_id: str, report: GateReport) -> None:
-    uri = run.config.registry.tracking_uri
-    figures = {f"{role}_{name}": value for role, row in stages.summary(run).items() for name, value in row.items()}
-    cost = stages.read_cost(run)
-    if cost is not None:
-        names = ("train_seconds", "tokens_per_second", "peak_memory_bytes", "trainable_parameters", "artifact_bytes")
-        figures |= {name: float(getattr(cost, name)) for name in names}
-    log_metrics(uri, run_id, figures)
-    set_tags(uri, run_id, {"sparsegate.verdict": str(report.verdict)})
-    log_folder(uri, run_id, run.report_dir, "report")
-    log_folder(uri, run_id, run.gates_dir, "gates")

@@ -54,6 +54,7 @@ class Verification:
         unproved: What could not be checked.
         failed: What does not hold; one line is enough to refuse the version.
         evidence: The evidence, where it could be read.
+        evidence_sha256: Digest of the bytes it was read from.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Verification:
     unproved: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     evidence: dict[str, JSON] = field(default_factory=dict, repr=False)
+    evidence_sha256: str = ""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -79,7 +81,7 @@ class Verification:
 
     def to_json(self) -> dict[str, JSON]:
         found = asdict(self)
-        del found["evidence"]
+        del found["evidence"], found["evidence_sha256"]
         return {**found, "verified": self.exit_code is ExitCode.PASSED}
 
     def render(self) -> str:
@@ -157,6 +159,7 @@ def _open(folder: Path, version: StoredVersion, key: Ed25519PublicKey | None, fo
     if not path.is_file():
         raise EvidenceError(f"it has no evidence ({EVIDENCE_FILE} is missing)")
     data = path.read_bytes()
+    found.evidence_sha256 = sha256_bytes(data)
     envelope = unseal(data, predicate_type=EVIDENCE_TYPE)
     signing, signers = envelope.statement.predicate.get("signing"), [signer for signer, _ in envelope.signatures]
     if key is not None:
@@ -170,7 +173,7 @@ def _open(folder: Path, version: StoredVersion, key: Ed25519PublicKey | None, fo
     expected = {"mode": "ed25519", "key_id": signers[0]} if signers else {"mode": "unsigned"}
     if signing != expected:
         raise EvidenceError("its signature was taken away or replaced: the evidence names another way of signing")
-    if version.tags.get(EVIDENCE_TAG) != sha256_bytes(data):
+    if version.tags.get(EVIDENCE_TAG) != found.evidence_sha256:
         raise EvidenceError(f"the evidence is not the one that was registered: tag {EVIDENCE_TAG} has another digest")
     if key is not None:
         found.proved.append(f"signature: the evidence was signed by key {key_id(key)[:16]} and not changed since")

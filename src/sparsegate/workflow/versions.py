@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 from sparsegate.config import RegistryConfig
 from sparsegate.contracts import JSON
 from sparsegate.errors import EvidenceError, ExitCode, UsageError
-from sparsegate.files import sha256_bytes
 from sparsegate.registry.envelope import Statement, seal, unseal
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE
 from sparsegate.registry.promotion import DELTA_TAG
@@ -245,7 +244,7 @@ def _move(
     }
     run_id = str(found.evidence["run_id"])
     if not (once and _is_recorded(uri, run_id, event)):
-        evidence = {EVIDENCE_FILE: sha256_bytes(read_evidence(uri, name, number))}
+        evidence = {EVIDENCE_FILE: found.evidence_sha256}
         sealed = seal(Statement(evidence, EVENT_TYPE, event), signing_key(registry))
         record_event(uri, run_id, when=when, verb=verb, sealed=sealed)
     move_alias(uri, name, number, registry.alias, expected=current)

@@ -6,7 +6,8 @@ FLOPs, two for each multiply-add, of T tokens in sequences of width w:
 - backward: the same again for the gradient of each map's input, which the maps that read the first trained layer's
   input are spared, twice attention's, and ``2 T`` for each trained entry (element supports: ``2 T m n``, since their
   gradient is dense before it is gathered);
-- the head: forward and the gradient of its input, at supervised positions only.
+- the head: forward and the gradient of its input, at supervised positions only; so are, in the last layer, the maps
+  in :data:`~sparsegate.sparse.targets.PER_TOKEN`.
 
 Normalisation, activation functions and the optimizer are left out. Bytes are those of the trainable state, of what the
 trained layers keep for the backward pass, and of the log-probabilities. A layer keeps the inputs of its maps (column
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sparsegate.contracts import SupportKind
 from sparsegate.sparse.budget import TensorUnits, tensor_units, uniform_counts
-from sparsegate.sparse.targets import Target, find_targets
+from sparsegate.sparse.targets import PER_TOKEN, Target, find_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +47,26 @@ class BatchShape(NamedTuple):
         return self.sequences * self.width
 
 
+class _Map(NamedTuple):
+    """A linear map, and how many tokens of a batch it is given."""
+
+    units: TensorUnits
+    tokens: int
+
+    @property
+    def fan_out(self) -> int:
+        return self.units.shape[0]
+
+    @property
+    def fan_in(self) -> int:
+        return self.units.shape[1]
+
+
 class _Block(NamedTuple):
     """Maps that read the block's input, and the map that gives its result."""
 
-    readers: tuple[TensorUnits, ...]
-    result: TensorUnits
+    readers: tuple[_Map, ...]
+    result: _Map
 
 
 class CostModel:
@@ -66,7 +82,11 @@ class CostModel:
         self.kind: SupportKind = kind
         self.batch = batch
         targets = find_targets(model)
-        self._layers = [_blocks(kind, list(group)) for _, group in groupby(targets, lambda target: target.layer)]
+        last = targets[-1].layer
+        self._layers = [
+            self._blocks(list(group), is_last=layer == last)
+            for layer, group in groupby(targets, lambda target: target.layer)
+        ]
         self._vocabulary, self._hidden = (int(side) for side in model.get_output_embeddings().weight.shape)
         self._weight_bytes: int = targets[0].linear.weight.element_size()
 
@@ -95,7 +115,7 @@ class CostModel:
 
     def state_bytes(self, *, first_layer: int, density: float) -> int:
         """Return the bytes of values, gradients, moments, original entries and ids at a uniform density."""
-        tensors = [tensor for blocks in self._layers[first_layer:] for tensor in _maps(blocks)]
+        tensors = [part.units for blocks in self._layers[first_layer:] for part in _maps(blocks)]
         return sum(
             count * (tensor.unit_entries * (_STATE_BYTES + self._weight_bytes) + _ID_BYTES)
             for tensor, count in zip(tensors, uniform_counts(tensors, density), strict=True)
@@ -103,8 +123,8 @@ class CostModel:
 
     def activation_bytes(self, *, first_layer: int, density: float) -> int:
         """Return the bytes kept from forward to backward, in the weights' type but for fp32 log-probabilities."""
-        kept = sum(self._kept_width(blocks, density) for blocks in self._layers[first_layer:])
-        return self.batch.tokens * kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
+        kept = sum(self._kept_numbers(blocks, density) for blocks in self._layers[first_layer:])
+        return kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
 
     def memory_bytes(self, *, first_layer: int, density: float) -> int:
         """Return trainable state and activations together."""
@@ -115,44 +135,54 @@ class CostModel:
     def _forward_flops(self, blocks: list[_Block]) -> int:
         return self._dense_flops(_maps(blocks)) + self._attention_flops(blocks)
 
-    def _dense_flops(self, maps: Iterable[TensorUnits]) -> int:
-        return 2 * self.batch.tokens * sum(tensor.shape[0] * tensor.shape[1] for tensor in maps)
+    def _dense_flops(self, maps: Iterable[_Map]) -> int:
+        return 2 * sum(part.tokens * part.fan_out * part.fan_in for part in maps)
 
     def _attention_flops(self, blocks: list[_Block]) -> int:
-        return 4 * self.batch.tokens * self.batch.width * blocks[0].result.shape[1]
+        return 4 * self.batch.tokens * self.batch.width * blocks[0].result.fan_in
 
-    def _gradient_flops(self, maps: list[TensorUnits], density: float) -> int:
+    def _gradient_flops(self, maps: list[_Map], density: float) -> int:
         if self.kind == "element":
             return self._dense_flops(maps)
-        counts = uniform_counts(maps, density)
-        return 2 * self.batch.tokens * sum(t.unit_entries * count for t, count in zip(maps, counts, strict=True))
+        counts = uniform_counts([part.units for part in maps], density)
+        return 2 * sum(part.tokens * part.units.unit_entries * count for part, count in zip(maps, counts, strict=True))
 
     def _head_flops(self) -> int:
         return 2 * self.batch.supervised * self._vocabulary * self._hidden
 
-    def _kept_width(self, blocks: list[_Block], density: float) -> int:
-        """Return how many numbers a layer keeps for each token."""
+    def _kept_numbers(self, blocks: list[_Block], density: float) -> int:
+        """Return how many numbers a layer keeps for the backward pass."""
         attention, *others = blocks
-        width = 4 * attention.result.shape[1] + self.batch.width
-        width += sum(t.shape[0] for block in others for t in block.readers)
-        width += sum(_input_width(block) for block in blocks)  # residual states
+        states = 4 * attention.result.fan_in + self.batch.width + sum(map(_input_width, blocks))  # with the residuals
+        kept = self.batch.tokens * states + sum(
+            part.tokens * part.fan_out for block in others for part in block.readers
+        )
+        maps = _maps(blocks)
         if self.kind == "column":
-            return width + sum(uniform_counts(_maps(blocks), density))
-        # attention's result is the input of its last map
-        return width + sum(_input_width(block) for block in blocks) + sum(block.result.shape[1] for block in others)
+            counts = uniform_counts([part.units for part in maps], density)
+            return kept + sum(part.tokens * count for part, count in zip(maps, counts, strict=True))
+        for block in blocks:
+            # maps share an input, but for those that are given some of its tokens
+            kept += _input_width(block) * sum({part.tokens for part in block.readers})
+            if block is not attention or block.result.tokens < self.batch.tokens:  # attention's result is counted above
+                kept += block.result.tokens * block.result.fan_in
+        return kept
+
+    def _blocks(self, targets: list[Target], *, is_last: bool) -> list[_Block]:
+        blocks = []
+        for _, group in groupby(targets, lambda target: target.name.rpartition(".")[0]):
+            *readers, result = (self._map(target, is_last=is_last) for target in group)
+            blocks.append(_Block(tuple(readers), result))
+        return blocks
+
+    def _map(self, target: Target, *, is_last: bool) -> _Map:
+        some = is_last and not set(PER_TOKEN).isdisjoint(target.name.split("."))
+        return _Map(tensor_units(self.kind, target.matrix.shape), self.batch.supervised if some else self.batch.tokens)
 
 
-def _blocks(kind: SupportKind, targets: list[Target]) -> list[_Block]:
-    blocks = []
-    for _, group in groupby(targets, lambda target: target.name.rpartition(".")[0]):
-        *readers, result = (tensor_units(kind, target.matrix.shape) for target in group)
-        blocks.append(_Block(tuple(readers), result))
-    return blocks
-
-
-def _maps(blocks: list[_Block]) -> list[TensorUnits]:
-    return [tensor for block in blocks for tensor in (*block.readers, block.result)]
+def _maps(blocks: list[_Block]) -> list[_Map]:
+    return [part for block in blocks for part in (*block.readers, block.result)]
 
 
 def _input_width(block: _Block) -> int:
-    return (block.readers[0] if block.readers else block.result).shape[1]
+    return (block.readers[0] if block.readers else block.result).fan_in

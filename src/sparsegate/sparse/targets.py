@@ -21,6 +21,9 @@ MapKind = Literal["linear", "conv1d", "embedding"]
 An embedding is a linear map of one-hot vectors: its inputs are the tokens of the vocabulary.
 """
 
+PER_TOKEN = ("q_proj", "o_proj", "mlp")
+"""Parts of a decoder layer that treat each token by itself and whose output no other token reads."""
+
 
 class Target(NamedTuple):
     """One trainable linear map.

@@ -1,4 +1,4 @@
-"""The loss on supervised tokens only: no logits are computed for the prompt."""
+"""The loss on supervised tokens only: no logits are computed for the prompt, and little of the last layer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsegate.data.datamodule import IGNORED, Batch
 from sparsegate.models.heads import logits_at, split_at_head
+from sparsegate.training.last_layer import last_layer_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +40,11 @@ def supervised_loss(model: PreTrainedModel, batch: Batch, *, max_logit_rows: int
     targets, positions = labels[supervised], F.pad(supervised, (0, 1))
     inputs = (model, batch["input_ids"], batch["attention_mask"], positions)
     if len(targets) <= max_logit_rows:
-        return _sum_nats(logits_at(*inputs), targets) / max(1, len(targets))
-    hidden, head = split_at_head(*inputs)
+        with last_layer_at(model, positions):
+            logits = logits_at(*inputs)
+        return _sum_nats(logits, targets) / max(1, len(targets))
+    with last_layer_at(model, positions):
+        hidden, head = split_at_head(*inputs)
     parts = [
         checkpoint(_head_nats, head, rows, row_targets, use_reentrant=False)
         for rows, row_targets in zip(

@@ -38,9 +38,10 @@ def supervised_loss(model: PreTrainedModel, batch: Batch, *, max_logit_rows: int
     supervised = labels != IGNORED
     targets, positions = labels[supervised], F.pad(supervised, (0, 1))
     inputs = (model, batch["input_ids"], batch["attention_mask"], positions)
+    position_ids = batch.get("position_ids")
     if len(targets) <= max_logit_rows:
-        return _sum_nats(logits_at(*inputs), targets) / max(1, len(targets))
-    hidden, head = split_at_head(*inputs)
+        return _sum_nats(logits_at(*inputs, position_ids=position_ids), targets) / max(1, len(targets))
+    hidden, head = split_at_head(*inputs, position_ids=position_ids)
     parts = [
         checkpoint(_head_nats, head, rows, row_targets, use_reentrant=False)
         for rows, row_targets in zip(

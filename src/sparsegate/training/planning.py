@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from sparsegate.contracts import SupportKind
 from sparsegate.data.datamodule import IGNORED, Batch
-from sparsegate.errors import DataError
+from sparsegate.errors import DataError, UsageError
 from sparsegate.sparse.budget import Budget
 from sparsegate.sparse.cost_model import BatchShape, CostModel
 from sparsegate.sparse.planner import Plan, Saliency, make_plan
@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
+
+
+def check_depth(frozen_depth: float | Literal["auto"], *, train_embeddings: bool, is_limited: bool) -> None:
+    """Check where back-propagation is to end.
+
+    Raises:
+        UsageError: If that is no share of the depth, or above an embedding that is to be trained.
+    """
+    if frozen_depth != "auto" and not 0 <= frozen_depth < 1:
+        raise UsageError(f"frozen_depth must be in [0, 1), or 'auto', got {frozen_depth:g}")
+    if train_embeddings and (frozen_depth != 0 or is_limited):
+        raise UsageError(
+            f"train_embeddings needs frozen_depth 0, got {frozen_depth}, and no limit: gradients must reach the "
+            "embedding, and its costs are not planned"
+        )
 
 
 def plan_training(

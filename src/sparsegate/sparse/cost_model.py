@@ -8,6 +8,8 @@ FLOPs, two for each multiply-add, of T tokens in sequences of width w:
   gradient is dense before it is gathered);
 - the head: forward and the gradient of its input, at supervised positions only.
 
+Tokens that all sequences share at their start count once, but for full fine-tuning.
+
 Normalisation, activation functions and the optimizer are left out. Bytes are those of the trainable state, of what the
 trained layers keep for the backward pass, and of the log-probabilities. A layer keeps the inputs of its maps (column
 supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
@@ -20,6 +22,7 @@ block gives its result, the others read its input. Measured by ``tests/unit/test
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,15 +38,24 @@ _ID_BYTES = 4
 
 
 class BatchShape(NamedTuple):
-    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them."""
+    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them.
+
+    ``shared`` tokens at the start of all sequences run once for all of them.
+    """
 
     sequences: int
     width: int
     supervised: int
+    shared: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.sequences * self.width
+        return self.shared + self.sequences * (self.width - self.shared)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of tokens that attention computes, masked or not, of which each sequence has its own."""
+        return self.sequences * (self.width - self.shared) * self.width
 
 
 class _Block(NamedTuple):
@@ -76,7 +88,9 @@ class CostModel:
 
     def full_step_flops(self) -> int:
         """Return the FLOPs of a full fine-tuning step: every gradient, with the loss on supervised tokens only."""
-        return 3 * (sum(map(self._forward_flops, self._layers)) + self._head_flops())
+        plain = copy(self)
+        plain.batch = self.batch._replace(shared=0)
+        return 3 * (sum(map(plain._forward_flops, plain._layers)) + plain._head_flops())
 
     def step_flops(self, *, first_layer: int, density: float, cached: bool) -> int:
         """Return the FLOPs of a step that trains the layers from ``first_layer`` up at a uniform density.
@@ -103,8 +117,12 @@ class CostModel:
 
     def activation_bytes(self, *, first_layer: int, density: float) -> int:
         """Return the bytes kept from forward to backward, in the weights' type but for fp32 log-probabilities."""
-        kept = sum(self._kept_width(blocks, density) for blocks in self._layers[first_layer:])
-        return self.batch.tokens * kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
+        trained, batch = self._layers[first_layer:], self.batch
+        kept = batch.tokens * sum(self._kept_width(blocks, density) for blocks in trained)
+        # keys and values of a shared start stand there for each sequence, too
+        seen = batch.shared + batch.sequences * batch.width
+        kept += sum(2 * seen * blocks[0].result.shape[1] + batch.pairs for blocks in trained)
+        return kept * self._weight_bytes + 4 * batch.supervised * self._vocabulary
 
     def memory_bytes(self, *, first_layer: int, density: float) -> int:
         """Return trainable state and activations together."""
@@ -119,7 +137,7 @@ class CostModel:
         return 2 * self.batch.tokens * sum(tensor.shape[0] * tensor.shape[1] for tensor in maps)
 
     def _attention_flops(self, blocks: list[_Block]) -> int:
-        return 4 * self.batch.tokens * self.batch.width * blocks[0].result.shape[1]
+        return 4 * (self.batch.shared**2 + self.batch.pairs) * blocks[0].result.shape[1]
 
     def _gradient_flops(self, maps: list[TensorUnits], density: float) -> int:
         if self.kind == "element":
@@ -131,9 +149,9 @@ class CostModel:
         return 2 * self.batch.supervised * self._vocabulary * self._hidden
 
     def _kept_width(self, blocks: list[_Block], density: float) -> int:
-        """Return how many numbers a layer keeps for each token."""
+        """Return how many numbers a layer keeps for each token, without keys, values and mask of attention."""
         attention, *others = blocks
-        width = 4 * attention.result.shape[1] + self.batch.width
+        width = 2 * attention.result.shape[1]
         width += sum(t.shape[0] for block in others for t in block.readers)
         width += sum(_input_width(block) for block in blocks)  # residual states
         if self.kind == "column":

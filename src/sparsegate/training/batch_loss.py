@@ -39,7 +39,7 @@ class BatchLoss:
         self._can_pack = allow_packed(model)
 
     def __call__(self, batch: Batch) -> Tensor:
-        shared = self._shared(batch)
+        shared = self.shared(batch)
         packed = pack(batch, shared)
         if not self.cache_prefix or self._first_layer == 0:
             return supervised_loss(self._model, packed)
@@ -49,7 +49,8 @@ class BatchLoss:
         with self._cache.batch(batch, shared=shared):
             return supervised_loss(self._model, packed)
 
-    def _shared(self, batch: Batch) -> int:
+    def shared(self, batch: Batch) -> int:
+        """Return how many tokens run once for all samples of a batch."""
         return shared_length(batch) if self._can_pack else 0
 
     def cut_at(self, first_layer: int) -> None:
@@ -71,7 +72,7 @@ class BatchLoss:
     def fill_cache(self, batch: Batch) -> None:
         """Keep a batch's outputs as its first loss would have, if anything is kept."""
         if self._cache is not None:
-            self._cache.fill(batch, shared=self._shared(batch))
+            self._cache.fill(batch, shared=self.shared(batch))
 
     def close(self) -> None:
         """Drop what is kept, and leave the model as it was."""

@@ -177,6 +177,7 @@ class SparseFineTuner(L.LightningModule):
                     kind=self._support,
                     first_layer=None if self._frozen_depth == "auto" else self._first_layer,
                     cached=self._loss.cache_prefix,
+                    shared=self._loss.shared,
                 )
             )
             targets = [target for target in targets if target.layer >= self._first_layer]

@@ -140,7 +140,7 @@ def _attention(
         return states[0, :, shared:].reshape(heads, samples, rest, width).transpose(0, 1)
 
     def start(states: Tensor) -> Tensor:
-        return states[:, :, :shared]
+        return states[:, :, :shared].contiguous()  # a view would hold all of it until the backward pass
 
     def seen(states: Tensor) -> Tensor:
         return torch.cat([start(states).expand(samples, -1, -1, -1), own(states)], dim=2)

@@ -1,11 +1,13 @@
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparsegate.contracts import EncodedSample
 from sparsegate.data.datamodule import IGNORED, collate
 from sparsegate.sparse.cost_model import BatchShape, CostModel
 from sparsegate.sparse.layers import sparse_layers
 from sparsegate.sparse.targets import decoder_layers
-from sparsegate.training.loss import supervised_loss
+from sparsegate.training.loss import num_supervised, supervised_loss
 from sparsegate.training.module import SparseFineTuner
 
 
@@ -76,7 +78,13 @@ def test_flops_of_full_fine_tuning_are_those_that_torch_counts(any_model, costs,
 @pytest.mark.parametrize("kind", ["column", "row", "element"])
 @pytest.mark.parametrize("first_layer", [0, 2])
 def test_activation_bytes_are_within_5_percent_of_what_autograd_saves(tune, costs, batch, family, kind, first_layer):
-    tuner = tune(family, kind, first_layer / 4, attention="sdpa")
+    measured = _saved_bytes(tune(family, kind, first_layer / 4, attention="sdpa"), batch)
+    predicted = costs(family, kind).activation_bytes(first_layer=first_layer, density=0.25)
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
+def _saved_bytes(tuner, batch):
+    """What autograd saves of a batch's forward pass, weights apart."""
     model = tuner.model
     fixed = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved = {}  # storages, each counted once; held, so that none is used again
@@ -88,9 +96,31 @@ def test_activation_bytes_are_within_5_percent_of_what_autograd_saves(tune, cost
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         tuner.loss(batch)
-    measured = sum(storage.nbytes() for storage in saved.values())
-    predicted = costs(family, kind).activation_bytes(first_layer=first_layer, density=0.25)
-    assert predicted == pytest.approx(measured, rel=0.05)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma"])
+@pytest.mark.parametrize("first_layer", [0, 2])
+def test_a_start_that_all_sequences_share_counts_as_torch_counts_it(
+    make_model, make_samples, count_flops, family, first_layer
+):
+    samples = [EncodedSample(s.id, (50, 51, 52, 53, *s.prompt_ids), s.response_ids) for s in make_samples(6)]
+    batch = collate(samples, pad_id=0)
+    sequences, width = batch["input_ids"].shape
+    shape = BatchShape(sequences, width, num_supervised(batch), shared=4)
+    costs = CostModel(make_model(family), kind="column", batch=shape)
+    tuner = SparseFineTuner(
+        make_model(family), selector="random", density=0.25, frozen_depth=first_layer / 4, cache_prefix=False
+    )
+    tuner.select([batch])
+    saved = _saved_bytes(tuner, batch)
+    assert costs.activation_bytes(first_layer=first_layer, density=0.25) == pytest.approx(saved, rel=0.05)
+    with sdpa_kernel(SDPBackend.MATH), count_flops() as counter:  # in matrix products, which are counted
+        tuner.loss(batch).backward()
+    step = costs.step_flops(first_layer=first_layer, density=0.25, cached=False)
+    assert step == pytest.approx(counter.count, rel=0.01)
+    plain = CostModel(make_model(family), kind="column", batch=shape._replace(shared=0))
+    assert costs.full_step_flops() == plain.full_step_flops()
 
 
 @pytest.mark.parametrize("kind", ["column", "row", "element"])

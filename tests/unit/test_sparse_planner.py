@@ -12,7 +12,7 @@ from sparsegate.sparse.planner import Plan, Saliency, make_plan
 @pytest.fixture(scope="module")
 def costs(make_model):
     return {
-        kind: CostModel(make_model("llama"), kind=kind, batch=BatchShape(4, 16, 8)) for kind in ("column", "element")
+        kind: CostModel(make_model("llama"), kind=kind, batch=BatchShape(4, 16, 64)) for kind in ("column", "element")
     }
 
 

@@ -12,17 +12,25 @@ def batch(make_samples):
     return collate(make_samples(6, longest=40), pad_id=0)
 
 
-def test_the_mlp_of_the_last_layer_sees_supervised_positions_only(tiny_model, batch):
-    layers = decoder_layers(tiny_model)[1]
-    seen = {}
-    for index, layer in enumerate(layers):
-        layer.mlp.gate_proj.register_forward_hook(
-            lambda _, inputs, __, index=index: seen.update({index: inputs[0].shape[:-1].numel()})
+def test_the_mlp_of_the_last_layer_sees_supervised_positions_only(tiny_model, batch, monkeypatch):
+    seen = []
+    for layer in decoder_layers(tiny_model)[1]:
+        act = layer.mlp.act_fn.forward
+        monkeypatch.setattr(
+            layer.mlp.act_fn, "forward", lambda x, act=act: [seen.append(x.shape[:-1].numel()), act(x)][1]
         )
     supervised_loss(tiny_model, batch)
-    last = len(layers) - 1
-    assert seen.pop(last) == int((batch["labels"][:, 1:] != -100).sum())
-    assert set(seen.values()) == {batch["input_ids"].numel()}
+    *others, last = seen
+    assert last == int((batch["labels"][:, 1:] != -100).sum())
+    assert set(others) == {batch["input_ids"].numel()}
+
+
+def test_hooks_see_all_tokens(tiny_model, batch):
+    seen = []
+    gate = decoder_layers(tiny_model)[1][-1].mlp.gate_proj
+    gate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1]))
+    supervised_loss(tiny_model, batch)
+    assert seen == [batch["input_ids"].shape]
 
 
 @pytest.mark.parametrize("patched", [False, True])

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from sparsegate.contracts import EncodedSample
 from sparsegate.data.datamodule import collate
 from sparsegate.sparse.targets import decoder_layers, find_targets
 from sparsegate.training.loss import supervised_loss
 from sparsegate.training.prefix_cache import PrefixCache, available_bytes
+from sparsegate.training.shared_start import allow_packed, pack
 from sparsegate.training.state_file import StateFile
 
 FIRST = 2  # the layers 0 and 1 are frozen
@@ -38,7 +40,7 @@ class _Runs:
 
     def loss(self, cache, samples):
         batch = collate(samples, pad_id=0)
-        with cache.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
+        with cache.batch(batch):
             return supervised_loss(self.model, batch)
 
     def plain(self, samples):
@@ -93,6 +95,26 @@ def test_a_limit_of_zero_keeps_nothing(runs, make_samples):
     assert cache.size_bytes == 0
 
 
+@pytest.mark.parametrize("limit", [1 << 30, 0, BYTES_PER_TOKEN * 20], ids=["memory", "disk", "some of both"])
+def test_what_samples_share_is_kept_once_and_served_to_plain_and_packed_batches(runs, make_samples, limit):
+    assert allow_packed(runs.model)
+    samples = [EncodedSample(s.id, (50, 51, 52, *s.prompt_ids), s.response_ids) for s in make_samples(8)]
+    cache, before = runs.cache(limit, disk_limit_bytes=1 << 20), runs.frozen
+    batches = [collate(part, pad_id=0) for part in (samples[:4], samples[4:], samples[2:7])]
+    for batch in batches:
+        with cache.batch(batch, shared=3):
+            loss = supervised_loss(runs.model, pack(batch, 3))
+        plain = supervised_loss(runs.model, batch)
+        torch.testing.assert_close(loss, plain)
+        torch.testing.assert_close(_gradients(runs.model, loss), _gradients(runs.model, plain))
+        with cache.batch(batch):
+            torch.testing.assert_close(supervised_loss(runs.model, batch), plain)
+    assert runs.frozen - before == 2 + len(batches)  # those were without the cache
+    own = sum(len(s.prompt_ids) - 3 + len(s.response_ids) for s in samples)
+    assert cache.size_bytes <= min(limit, BYTES_PER_TOKEN * (3 + own))
+    assert (cache.size_bytes == BYTES_PER_TOKEN * (3 + own)) == (limit == 1 << 30)
+
+
 @pytest.mark.parametrize("limit", [0, BYTES_PER_TOKEN * 40], ids=["all on disk", "some in memory"])
 def test_states_on_disk_give_the_very_same_losses_and_gradients_as_in_memory(runs, make_samples, limit):
     samples, memory, mixed = make_samples(8), runs.cache(), runs.cache(limit, disk_limit_bytes=1 << 20)
@@ -122,20 +144,19 @@ def test_filling_runs_the_frozen_layers_only_and_keeps_the_very_same_states(runs
     samples = make_samples(5)
     upper = []
     handle = decoder_layers(runs.model)[1][FIRST].mlp.register_forward_hook(lambda *_: upper.append(1))
-    filled, captured = runs.cache(), runs.cache()
+    filled, served = runs.cache(), runs.cache()
     filled.fill(collate(samples, pad_id=0))
     assert upper == []
     handle.remove()
-    runs.loss(captured, samples)
-    assert filled.size_bytes == captured.size_bytes
-    assert torch.equal(runs.loss(filled, samples), runs.loss(captured, samples))
+    loss = runs.loss(served, samples)
+    assert filled.size_bytes == served.size_bytes
+    assert torch.equal(runs.loss(filled, samples), loss)
 
 
 def test_a_failed_pass_leaves_the_model_as_it_was(runs, make_samples):
     samples, cache = make_samples(3), runs.cache()
     runs.loss(cache, samples)
-    batch = collate(samples, pad_id=0)
-    with pytest.raises(RuntimeError, match="out of memory"), cache.batch(batch["ids"], [4, 4, 4]):
+    with pytest.raises(RuntimeError, match="out of memory"), cache.batch(collate(samples, pad_id=0)):
         raise RuntimeError("out of memory")
     assert not any("forward" in vars(layer) for layer in decoder_layers(runs.model)[1])
     before = runs.frozen
@@ -143,10 +164,14 @@ def test_a_failed_pass_leaves_the_model_as_it_was(runs, make_samples):
     assert runs.frozen == before + 1
 
 
-def test_a_pass_that_fails_while_it_fills_the_cache_reports_its_own_error(runs, make_samples):
-    cache = runs.cache()
-    with pytest.raises(RuntimeError, match="out of memory"), cache.batch(["a"], [4]):
+def test_a_pass_through_the_frozen_layers_that_fails_reports_its_own_error_and_keeps_nothing(runs, make_samples):
+    def fail(*_):
         raise RuntimeError("out of memory")
+
+    cache = runs.cache()
+    handle = decoder_layers(runs.model)[1][0].register_forward_pre_hook(fail)
+    with handle, pytest.raises(RuntimeError, match="out of memory"):
+        runs.loss(cache, make_samples(3))
     assert cache.size_bytes == 0
     assert not decoder_layers(runs.model)[1][FIRST]._forward_pre_hooks
 

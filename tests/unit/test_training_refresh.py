@@ -144,11 +144,11 @@ def test_the_kept_outputs_of_frozen_layers_stay_valid_across_refreshes(make_mode
     refresh(tuner, optimizer, batches, **ALWAYS, minimum_age=0)
     plain, _ = _stepped(make_model("llama"), batches, steps=0, cache_prefix=False)
     file = StateFile(None, limit_bytes=0)
-    kept, fresh = tuner._prefix_cache, PrefixCache(plain.model, first_layer=2, limit_bytes=10**9, file=file)
+    kept, fresh = tuner._loss._cache, PrefixCache(plain.model, first_layer=2, limit_bytes=10**9, file=file)
     for batch in batches:
         fresh.fill(batch)
     assert kept._kept.keys() == fresh._kept.keys()
-    assert all(torch.equal(state, fresh._kept[sample]) for sample, state in kept._kept.items())
+    assert all(torch.equal(rest, fresh._kept[sample][1]) for sample, (_, rest) in kept._kept.items())
 
 
 # --- in a trainer ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from sparsegate.config import RefreshConfig, TrainingConfig
 from sparsegate.errors import ExitCode, SparsegateError
 from sparsegate.sparse.delta import apply_delta, read_delta
-from sparsegate.training import module
+from sparsegate.training import batch_loss
 from sparsegate.training.run import train
 
 STEPS_PER_PASS = 10  # 40 samples in batches of 4
@@ -170,7 +170,7 @@ def test_a_run_that_keeps_frozen_outputs_on_disk_ends_with_the_very_same_bits_ki
     whole, run, monkeypatch, tmp_path
 ):
     expected = _values(whole())
-    monkeypatch.setattr(module, "available_bytes", lambda _: 3000)  # a few of the samples
+    monkeypatch.setattr(batch_loss, "available_bytes", lambda _: 3000)  # a few of the samples
     _assert_same(_values(run("on disk")), expected)
     with pytest.raises(_KilledError):
         run("killed", _Kill(14, _KilledError()))

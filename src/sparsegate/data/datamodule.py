@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import lightning as L
 import torch
@@ -20,13 +20,15 @@ class Batch(TypedDict):
     """One padded batch.
 
     ``input_ids``, ``attention_mask`` and ``labels`` have shape (batch, tokens) and are padded on the right; ``labels``
-    equal ``input_ids`` on response tokens and ``IGNORED`` elsewhere. ``ids`` are the samples' ids.
+    equal ``input_ids`` on response tokens and ``IGNORED`` elsewhere. ``ids`` are the samples' ids. ``position_ids`` are
+    there where a token's place is not that in its row, as in :func:`~sparsegate.training.shared_start.pack`.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     ids: list[str]
+    position_ids: NotRequired[Tensor]
 
 
 def collate(samples: Sequence[EncodedSample], *, pad_id: int) -> Batch:
@@ -43,6 +45,12 @@ def collate(samples: Sequence[EncodedSample], *, pad_id: int) -> Batch:
     return Batch(
         input_ids=input_ids, attention_mask=attention_mask, labels=labels, ids=[sample.id for sample in samples]
     )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on a device."""
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return cast(Batch, moved)
 
 
 class BatchLoader:

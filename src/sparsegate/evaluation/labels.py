@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsegate.evaluation.label_trie import Node, Tokens, build_trie, check_labels
+from sparsegate.models.attention import sees_all_before
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -246,10 +247,7 @@ class _BatchSearch:
 
 def _can_pack(model: PreTrainedModel) -> bool:
     """Say whether each token may have a mask of its own: not so with windows or fused attention."""
-    config = model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None) or ()
-    windowed = getattr(config, "sliding_window", None) or any(kind != "full_attention" for kind in layer_types)
-    return not windowed and config._attn_implementation in {"sdpa", "eager"}
+    return sees_all_before(model) and model.config.get_text_config()._attn_implementation in {"sdpa", "eager"}
 
 
 def _reading(row: int, opened: list[_Open]) -> _Reading:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def logits_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+def logits_at(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    *,
+    position_ids: Tensor | None = None,
+) -> Tensor:
     """Run a model and return the logits at chosen positions.
 
     The output head sees the hidden states of these positions only; whatever the model does after its head (logit
@@ -25,17 +32,23 @@ def logits_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor,
         input_ids: Token ids, shape (batch, tokens).
         attention_mask: 1 for tokens, 0 for padding, shape (batch, tokens).
         positions: True at the N positions wanted, shape (batch, tokens).
+        position_ids: Place of each token in its sequence, shape (batch, tokens), where it is not that in the row.
 
     Returns:
         Logits of shape (N, vocabulary), in row-major order of ``positions``.
     """
     with _head_sees(model, lambda states: states[positions][None]):
-        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        output = model(**_inputs(input_ids, attention_mask, position_ids))
     return cast(Tensor, output.logits[0])
 
 
 def split_at_head(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, positions: Tensor
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    *,
+    position_ids: Tensor | None = None,
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Run a model up to its head, for logits that are too many to be held at once.
 
@@ -44,6 +57,7 @@ def split_at_head(
         input_ids: Token ids, shape (batch, tokens).
         attention_mask: 1 for tokens, 0 for padding, shape (batch, tokens).
         positions: True at the N positions wanted, shape (batch, tokens).
+        position_ids: Place of each token in its sequence, shape (batch, tokens), where it is not that in the row.
 
     Returns:
         The hidden states that the head would see, shape (N, width), and a function from any rows of them to logits,
@@ -55,7 +69,7 @@ def split_at_head(
     body = model.base_model
     if body is model:
         raise ModelError(f"{type(model).__name__} does not hold its layers apart from its head; use shorter responses")
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    inputs = _inputs(input_ids, attention_mask, position_ids)
     hidden: list[Tensor] = []
     outputs: list[Any] = []
 
@@ -76,6 +90,11 @@ def split_at_head(
             del body.forward
 
     return hidden[0], head
+
+
+def _inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None) -> dict[str, Any]:
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
 
 
 @contextmanager

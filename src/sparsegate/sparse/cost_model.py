@@ -9,6 +9,8 @@ FLOPs, two for each multiply-add, of T tokens in sequences of width w:
 - the head: forward and the gradient of its input, at supervised positions only; so are, in the last layer, the maps
   in :data:`~sparsegate.sparse.targets.PER_TOKEN`.
 
+Tokens that all sequences share at their start count once, but for full fine-tuning.
+
 Normalisation, activation functions and the optimizer are left out. Bytes are those of the trainable state, of what the
 trained layers keep for the backward pass, and of the log-probabilities. A layer keeps the inputs of its maps (column
 supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
@@ -21,6 +23,7 @@ block gives its result, the others read its input. Measured by ``tests/unit/test
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,22 +39,31 @@ _ID_BYTES = 4
 
 
 class BatchShape(NamedTuple):
-    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them."""
+    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them.
+
+    ``shared`` tokens at the start of all sequences run once for all of them.
+    """
 
     sequences: int
     width: int
     supervised: int
+    shared: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.sequences * self.width
+        return self.shared + self.sequences * (self.width - self.shared)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of tokens that attention computes, masked or not, of which each sequence has its own."""
+        return self.sequences * (self.width - self.shared) * self.width
 
 
 class _Map(NamedTuple):
-    """A linear map, and how many tokens of a batch it is given."""
+    """A linear map, and whether it is given supervised positions only."""
 
     units: TensorUnits
-    tokens: int
+    is_supervised: bool
 
     @property
     def fan_out(self) -> int:
@@ -84,7 +96,7 @@ class CostModel:
         targets = find_targets(model)
         last = targets[-1].layer
         self._layers = [
-            self._blocks(list(group), is_last=layer == last)
+            _blocks(kind, list(group), is_last=layer == last)
             for layer, group in groupby(targets, lambda target: target.layer)
         ]
         self._vocabulary, self._hidden = (int(side) for side in model.get_output_embeddings().weight.shape)
@@ -96,7 +108,9 @@ class CostModel:
 
     def full_step_flops(self) -> int:
         """Return the FLOPs of a full fine-tuning step: every gradient, with the loss on supervised tokens only."""
-        return 3 * (sum(map(self._forward_flops, self._layers)) + self._head_flops())
+        plain = copy(self)
+        plain.batch = self.batch._replace(shared=0)
+        return 3 * (sum(map(plain._forward_flops, plain._layers)) + plain._head_flops())
 
     def step_flops(self, *, first_layer: int, density: float, cached: bool) -> int:
         """Return the FLOPs of a step that trains the layers from ``first_layer`` up at a uniform density.
@@ -136,48 +150,57 @@ class CostModel:
         return self._dense_flops(_maps(blocks)) + self._attention_flops(blocks)
 
     def _dense_flops(self, maps: Iterable[_Map]) -> int:
-        return 2 * sum(part.tokens * part.fan_out * part.fan_in for part in maps)
+        return 2 * sum(self._tokens(part) * part.fan_out * part.fan_in for part in maps)
 
     def _attention_flops(self, blocks: list[_Block]) -> int:
-        return 4 * self.batch.tokens * self.batch.width * blocks[0].result.fan_in
+        return 4 * (self.batch.shared**2 + self.batch.pairs) * blocks[0].result.fan_in
 
     def _gradient_flops(self, maps: list[_Map], density: float) -> int:
         if self.kind == "element":
             return self._dense_flops(maps)
         counts = uniform_counts([part.units for part in maps], density)
-        return 2 * sum(part.tokens * part.units.unit_entries * count for part, count in zip(maps, counts, strict=True))
+        return 2 * sum(
+            self._tokens(part) * part.units.unit_entries * count for part, count in zip(maps, counts, strict=True)
+        )
 
     def _head_flops(self) -> int:
         return 2 * self.batch.supervised * self._vocabulary * self._hidden
 
     def _kept_numbers(self, blocks: list[_Block], density: float) -> int:
         """Return how many numbers a layer keeps for the backward pass."""
-        attention, *others = blocks
-        states = 4 * attention.result.fan_in + self.batch.width + sum(map(_input_width, blocks))  # with the residuals
-        kept = self.batch.tokens * states + sum(
-            part.tokens * part.fan_out for block in others for part in block.readers
-        )
+        batch, (attention, *others) = self.batch, blocks
+        # keys and values of a shared start stand there for each sequence, too
+        seen = batch.shared + batch.sequences * batch.width
+        kept = 2 * (batch.tokens + seen) * attention.result.fan_in + batch.pairs
+        kept += batch.tokens * sum(map(_input_width, blocks))  # residual states
+        kept += sum(self._tokens(part) * part.fan_out for block in others for part in block.readers)
         maps = _maps(blocks)
         if self.kind == "column":
             counts = uniform_counts([part.units for part in maps], density)
-            return kept + sum(part.tokens * count for part, count in zip(maps, counts, strict=True))
+            return kept + sum(self._tokens(part) * count for part, count in zip(maps, counts, strict=True))
         for block in blocks:
             # maps share an input, but for those that are given some of its tokens
-            kept += _input_width(block) * sum({part.tokens for part in block.readers})
-            if block is not attention or block.result.tokens < self.batch.tokens:  # attention's result is counted above
-                kept += block.result.tokens * block.result.fan_in
+            kept += _input_width(block) * sum({self._tokens(part) for part in block.readers})
+            if block is not attention or block.result.is_supervised:  # attention's whole result is counted above
+                kept += self._tokens(block.result) * block.result.fan_in
         return kept
 
-    def _blocks(self, targets: list[Target], *, is_last: bool) -> list[_Block]:
-        blocks = []
-        for _, group in groupby(targets, lambda target: target.name.rpartition(".")[0]):
-            *readers, result = (self._map(target, is_last=is_last) for target in group)
-            blocks.append(_Block(tuple(readers), result))
-        return blocks
+    def _tokens(self, part: _Map) -> int:
+        return self.batch.supervised if part.is_supervised else self.batch.tokens
 
-    def _map(self, target: Target, *, is_last: bool) -> _Map:
-        some = is_last and not set(PER_TOKEN).isdisjoint(target.name.split("."))
-        return _Map(tensor_units(self.kind, target.matrix.shape), self.batch.supervised if some else self.batch.tokens)
+
+def _blocks(kind: SupportKind, targets: list[Target], *, is_last: bool) -> list[_Block]:
+    blocks = []
+    for _, group in groupby(targets, lambda target: target.name.rpartition(".")[0]):
+        *readers, result = (
+            _Map(
+                tensor_units(kind, target.matrix.shape),
+                is_supervised=is_last and not set(PER_TOKEN).isdisjoint(target.name.split(".")),
+            )
+            for target in group
+        )
+        blocks.append(_Block(tuple(readers), result))
+    return blocks
 
 
 def _maps(blocks: list[_Block]) -> list[_Map]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def last_layer_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """Let the last decoder layer do at chosen positions only what no other position reads.
 
-    A layer that is run again in the backward pass is left alone: there, it would not know the positions.
+    A layer that is run again in the backward pass is left alone, since there it would not know the positions; so is one
+    with hooks that watch what flows through it.
 
     Args:
         model: A causal language model.
@@ -32,7 +33,9 @@ def last_layer_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
     """
     layer = decoder_layers(model)[1][-1]
     runs_again = "forward" in vars(layer) or getattr(layer, "gradient_checkpointing", False)
-    modules = [] if runs_again else [m for name, m in layer.named_modules() if name.rpartition(".")[2] in PER_TOKEN]
+    is_watched = any(module._forward_hooks for module in layer.modules())
+    per_token = (module for name, module in layer.named_modules() if name.rpartition(".")[2] in PER_TOKEN)
+    modules = [] if runs_again or is_watched else list(per_token)
     own = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = partial(_forward_at, positions, module.forward)

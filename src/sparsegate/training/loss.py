@@ -39,12 +39,13 @@ def supervised_loss(model: PreTrainedModel, batch: Batch, *, max_logit_rows: int
     supervised = labels != IGNORED
     targets, positions = labels[supervised], F.pad(supervised, (0, 1))
     inputs = (model, batch["input_ids"], batch["attention_mask"], positions)
+    position_ids = batch.get("position_ids")
     if len(targets) <= max_logit_rows:
         with last_layer_at(model, positions):
-            logits = logits_at(*inputs)
+            logits = logits_at(*inputs, position_ids=position_ids)
         return _sum_nats(logits, targets) / max(1, len(targets))
     with last_layer_at(model, positions):
-        hidden, head = split_at_head(*inputs)
+        hidden, head = split_at_head(*inputs, position_ids=position_ids)
     parts = [
         checkpoint(_head_nats, head, rows, row_targets, use_reentrant=False)
         for rows, row_targets in zip(

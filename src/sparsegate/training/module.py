@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,26 +16,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sparsegate.contracts import Allocation, SupportKind
-from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule
+from sparsegate.contracts import Allocation, Statistic, SupportKind
+from sparsegate.data.datamodule import Batch, BatchLoader, SampleDataModule, to_device
 from sparsegate.errors import UsageError
 from sparsegate.sparse.budget import DEFAULT_DENSITY, Budget, check_budget
 from sparsegate.sparse.delta import Delta, extract_delta
-from sparsegate.sparse.layers import install, sparse_layers, uninstall
+from sparsegate.sparse.layers import sparse_layers, uninstall
 from sparsegate.sparse.optimizer import default_learning_rate, make_optimizer, make_schedule
 from sparsegate.sparse.planner import Plan
-from sparsegate.sparse.recompute import checkpointed, keep_all, keep_less
-from sparsegate.sparse.sampled import measured_choices, recall_choices
+from sparsegate.sparse.recompute import checkpointed
 from sparsegate.sparse.selection import FLOW, calibrate, score_units, select
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.sparse.selectors.units import statistics_needed
-from sparsegate.sparse.support import SparseSupport
 from sparsegate.sparse.targets import Target, decoder_layers, find_targets, num_frozen_layers
-from sparsegate.training.heap import trim, trim_between
+from sparsegate.training.batch_loss import BatchLoss
 from sparsegate.training.loss import num_supervised, supervised_loss
-from sparsegate.training.planning import plan_training
-from sparsegate.training.prefix_cache import PrefixCache, available_bytes
-from sparsegate.training.state_file import StateFile
+from sparsegate.training.memory import MemorySaver
+from sparsegate.training.planning import check_depth, plan_training
+from sparsegate.training.supports_state import load_supports, save_supports
 from sparsegate.training.token_mean import TokenMean
 
 if TYPE_CHECKING:
@@ -47,7 +45,8 @@ _LOG = logging.getLogger(__name__)
 class SparseFineTuner(L.LightningModule):
     """Fine-tunes a causal language model by updating only a chosen support of its weights.
 
-    The model is changed in place: the trained values live inside its weights.
+    The model is changed in place: the trained values live inside its weights. What all samples of a batch begin with
+    runs once for all of them, where the model's architecture allows (:mod:`sparsegate.training.shared_start`).
 
     Args:
         model: A decoder-only model of transformers, on the CPU or on the device of training.
@@ -105,13 +104,7 @@ class SparseFineTuner(L.LightningModule):
         super().__init__()
         self._budget = Budget(density, memory_limit_gb, time_limit)
         check_budget(self._budget)
-        if frozen_depth != "auto" and not 0 <= frozen_depth < 1:
-            raise UsageError(f"frozen_depth must be in [0, 1), or 'auto', got {frozen_depth:g}")
-        if train_embeddings and (frozen_depth != 0 or self._budget.limit is not None):
-            raise UsageError(
-                f"train_embeddings needs frozen_depth 0, got {frozen_depth}, and no limit: gradients must reach the "
-                "embedding, and its costs are not planned"
-            )
+        check_depth(frozen_depth, train_embeddings=train_embeddings, is_limited=self._budget.limit is not None)
         if checkpoint_activations and not model.supports_gradient_checkpointing:
             raise UsageError(
                 f"{type(model).__name__} can't run its layers again; turn training.checkpoint_activations off"
@@ -133,12 +126,10 @@ class SparseFineTuner(L.LightningModule):
         self._weight_decay = weight_decay
         self._calibration_batches = calibration_batches
         self._seed = seed
-        self._may_cache = cache_prefix
-        self._cache_disk_bytes = int(cache_disk_gb * 1e9)
-        self._cache_folder = cache_folder
-        self._prefix_cache: PrefixCache | None = None
-        self._trim_heap = trim_heap
-        self._trims = ExitStack()
+        self._loss = BatchLoss(
+            model, cache_prefix=cache_prefix, disk_limit_bytes=int(cache_disk_gb * 1e9), folder=cache_folder
+        )
+        self._memory = MemorySaver(model, trim_heap=trim_heap)
         self._loader_state: dict[str, int] | None = None
         self._token_mean = TokenMean()
         self._batch_tokens = 0
@@ -149,11 +140,9 @@ class SparseFineTuner(L.LightningModule):
     # --- selection ---
 
     def _adopt(self, plan: Plan) -> None:
-        if plan.first_layer != self._first_layer:
-            self._prefix_cache = None  # its states enter another layer
         self.plan = plan
         self._first_layer = plan.first_layer
-        self._cache_prefix = self._may_cache and plan.first_layer > 0
+        self._loss.cut_at(plan.first_layer)
         depth = self._frozen_depth
         frozen = plan.first_layer / len(decoder_layers(self.model)[1]) if depth == "auto" else depth
         self.learning_rate = self._given_rate or default_learning_rate(density=plan.density, frozen_depth=frozen)
@@ -170,15 +159,13 @@ class SparseFineTuner(L.LightningModule):
             batches: Training batches; the first ``calibration_batches`` are used.
         """
         started = time.perf_counter()
-        calibration = [self._to_device(batch) for batch in islice(batches, self._calibration_batches)]
+        calibration = [to_device(batch, self.model.device) for batch in islice(batches, self._calibration_batches)]
         targets = self.find_targets()
         statistics: dict[str, dict[str, Tensor]] = {}
         kinds = {target.units or self._support for target in targets}
         needs = frozenset().union(*(statistics_needed(self._selector, kind) for kind in kinds))
         if needs:
-            # what flows through a map is measured in the forward pass, so there it must run once
-            with nullcontext() if needs & FLOW else checkpointed(self._trained_layers()):
-                statistics = calibrate(targets, calibration, self.loss, needs=needs)
+            statistics = self._calibrate(targets, calibration, needs)
         if self._plans:
             scores = score_units(targets, self._selector, statistics, kind=self._support, seed=self._seed)
             self._adopt(
@@ -189,7 +176,8 @@ class SparseFineTuner(L.LightningModule):
                     budget=self._budget,
                     kind=self._support,
                     first_layer=None if self._frozen_depth == "auto" else self._first_layer,
-                    cached=self._may_cache,
+                    cached=self._loss.cache_prefix,
+                    shared=self._loss.shared,
                 )
             )
             targets = [target for target in targets if target.layer >= self._first_layer]
@@ -203,7 +191,7 @@ class SparseFineTuner(L.LightningModule):
             seed=self._seed,
             allocation=self._allocation,
         )
-        self._save_memory()
+        self._memory.start(self._first_layer)
         self.selection_seconds = time.perf_counter() - started
         _LOG.info(
             "selected %s of %s weights in %d layers by %s (%.1f s)",
@@ -213,6 +201,14 @@ class SparseFineTuner(L.LightningModule):
             self._selector.name,
             self.selection_seconds,
         )
+
+    def _calibrate(
+        self, targets: list[Target], batches: list[Batch], needs: frozenset[Statistic]
+    ) -> dict[str, dict[str, Tensor]]:
+        if needs & FLOW:  # what flows through a map is measured in the forward pass: once, and for each token
+            return calibrate(targets, batches, partial(supervised_loss, self.model), needs=needs)
+        with checkpointed(self._trained_layers()):
+            return calibrate(targets, batches, self.loss, needs=needs)
 
     def find_targets(self) -> list[Target]:
         """Return the maps of which entries are trained."""
@@ -247,33 +243,11 @@ class SparseFineTuner(L.LightningModule):
     def _trained_layers(self) -> list[nn.Module]:
         return list(decoder_layers(self.model)[1])[self._first_layer :]
 
-    def _save_memory(self) -> None:
-        self._trims.close()
-        keep_less(self._trained_layers())
-        trim()  # what selection has freed
-        if self._trim_heap:  # after the frozen layers for the first time
-            self._trims = trim_between(list(decoder_layers(self.model)[1])[max(0, self._first_layer - 1) :])
-
-    def _to_device(self, batch: Batch) -> Batch:
-        moved = {
-            key: value.to(self.model.device) if isinstance(value, Tensor) else value for key, value in batch.items()
-        }
-        return cast(Batch, moved)
-
-    def _make_prefix_cache(self, limit_bytes: int, disk_limit_bytes: int) -> PrefixCache:
-        file = StateFile(self._cache_folder, limit_bytes=disk_limit_bytes)
-        return PrefixCache(self.model, first_layer=self._first_layer, limit_bytes=limit_bytes, file=file)
-
     # --- training ---
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean negative log-likelihood of the batch's supervised tokens, in nats."""
-        if not self._cache_prefix:
-            return supervised_loss(self.model, batch)
-        if self._prefix_cache is None:
-            self._prefix_cache = self._make_prefix_cache(available_bytes(self.model.device), self._cache_disk_bytes)
-        with self._prefix_cache.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
-            return supervised_loss(self.model, batch)
+        return self._loss(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -306,47 +280,22 @@ class SparseFineTuner(L.LightningModule):
     # --- checkpoints: k numbers and not the model ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        layers = sparse_layers(self.model)
-        checkpoint["state_dict"] = {
-            f"model.{name}.support.{part}": getattr(layer.support, part).detach()
-            for name, layer in layers.items()
-            for part in ("ids", "originals", "values", "age")
-        }
-        checkpoint["sparse_layers"] = {name: layer.support.kind for name, layer in layers.items()}
-        checkpoint["element_gradients"] = measured_choices()
+        save_supports(self.model, checkpoint)
         checkpoint["plan"] = self.plan._asdict()
         checkpoint["rng_state"] = torch.get_rng_state()
         loader = self.trainer.train_dataloader
         checkpoint["train_loader"] = loader.state_dict() if isinstance(loader, BatchLoader) else None
-        checkpoint["prefix_cache_limits"] = self._prefix_cache.limits if self._prefix_cache else None
+        checkpoint["prefix_cache_limits"] = self._loss.cache_limits
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state, kinds = checkpoint["state_dict"], checkpoint["sparse_layers"]
-        for layer in sparse_layers(self.model).values():
-            layer.support.revert(layer.weight)
-        uninstall(self.model)
         if self._plans:
             self._adopt(Plan(**checkpoint["plan"]))
-        targets = {target.name: target for target in self.find_targets()}
-        if targets.keys() != kinds.keys():
-            raise UsageError(
-                "the checkpoint trains other layers than this configuration; use the configuration it was made with"
-            )
-        for name, kind in kinds.items():
-            parts = {part: state[f"model.{name}.support.{part}"] for part in ("ids", "originals", "values", "age")}
-            weight = targets[name].linear.weight
-            support = SparseSupport(kind, parts["ids"].to(weight.device), weight)
-            if not torch.equal(support.originals, parts["originals"].to(weight.device)):
-                raise UsageError("the checkpoint was made with another base model; load the one it was made with")
-            support.values.data.copy_(parts["values"])
-            support.age.copy_(parts["age"])
-            install(self.model, targets[name], support).commit()
-        recall_choices(checkpoint["element_gradients"])
-        self._save_memory()
+        load_supports(self.model, checkpoint, self.find_targets)
+        self._memory.start(self._first_layer)
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         self._loader_state = checkpoint["train_loader"]
         if checkpoint["prefix_cache_limits"] is not None:
-            self._prefix_cache = self._make_prefix_cache(*checkpoint["prefix_cache_limits"])
+            self._loss.start_cache(*checkpoint["prefix_cache_limits"])
 
     def on_train_start(self) -> None:
         self._token_mean = TokenMean()  # an earlier fit may have ended between the batches of a step
@@ -359,11 +308,10 @@ class SparseFineTuner(L.LightningModule):
             return
         loader.load_state_dict(state)
         self._loader_state = None
-        if self._prefix_cache is not None:
-            # in the batches of the first pass: in others, sums round differently
-            with self.trainer.precision_plugin.forward_context():
-                for batch in loader.first_pass():
-                    self._prefix_cache.fill(self._to_device(batch))
+        # in the batches of the first pass: in others, sums round differently
+        with self.trainer.precision_plugin.forward_context():
+            for batch in loader.first_pass():
+                self._loss.fill_cache(to_device(batch, self.model.device))
 
     # --- results ---
 
@@ -393,8 +341,6 @@ class SparseFineTuner(L.LightningModule):
         """Give the model its plain layers back, trained, in evaluation mode, and return it."""
         uninstall(self.model)
         self.model.activation_checkpointing_disable()
-        keep_all(self._trained_layers())
-        self._trims.close()
-        self._prefix_cache = None
-        trim()
+        self._loss.close()
+        self._memory.stop()
         return cast("PreTrainedModel", self.model.eval())

@@ -2,12 +2,12 @@
 
 The layers below the first trained one never change, so what they make of a sample never changes either: they run once
 for each sample, and from then on the first trained layer is fed from memory, or from a file once a share of memory is
-full. Exact for causal models with padding on the right.
+full. What samples share at their start is kept once. Exact for causal models with padding on the right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsegate.data.datamodule import Batch
 from sparsegate.sparse.targets import decoder_layers
+from sparsegate.training.shared_start import pack, pack_rows, unpack_rows
 from sparsegate.training.state_file import StateFile
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class PrefixCache:
         self._first_layer = first_layer
         self._limit_bytes = limit_bytes
         self._file = file
-        self._kept: dict[str, Tensor] = {}
+        self._starts: dict[tuple[int, ...], Tensor | None] = {}  # by their tokens; None where there was no room
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}  # start, which others share, and rest
         self.size_bytes = 0  # in memory
 
     @property
@@ -48,50 +50,71 @@ class PrefixCache:
         return self._limit_bytes, self._file.limit_bytes
 
     @contextmanager
-    def batch(self, ids: Sequence[str], lengths: Sequence[int]) -> Iterator[None]:
-        """Serve forward passes over these samples from the cache, or fill it.
+    def batch(self, batch: Batch, *, shared: int = 0) -> Iterator[None]:
+        """Serve forward passes over a batch from the cache.
 
         Args:
-            ids: Ids of the samples in the batch.
-            lengths: Their lengths in tokens, without padding.
+            batch: The batch, not packed.
+            shared: How many tokens its samples share; the passes are those over the batch that
+                :func:`~sparsegate.training.shared_start.pack` makes of it.
         """
-        if all(sample_id in self._kept for sample_id in ids):
-            kept = [self._kept[sample_id].to(self._model.device) for sample_id in ids]
-            states = nn.utils.rnn.pad_sequence(kept, batch_first=True)
-            self._file.release()
-            with self._replay(states):
-                yield
-            return
-        captured: list[Tensor] = []
-        handle = self._layers[self._first_layer].register_forward_pre_hook(
-            lambda _, args, kwargs: captured.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-        try:
+        with self._replay(pack_rows(self._states(batch, shared), shared)):
             yield
-        finally:
-            handle.remove()
-        self._keep(ids, lengths, captured[0].detach())
+
+    def fill(self, batch: Batch, *, shared: int = 0) -> None:
+        """Keep a batch's samples; only the frozen layers are run. Arguments as for :meth:`batch`."""
+        if not self._has(batch):
+            self._keep(batch, self._run_frozen(batch, shared), shared)
+
+    def _has(self, batch: Batch) -> bool:
+        return all(sample_id in self._kept for sample_id in batch["ids"])
+
+    def _states(self, batch: Batch, shared: int) -> Tensor:
+        """Return the states of a batch, shape (samples, tokens, width), as kept wherever all of it could be."""
+        if not self._has(batch):
+            states = self._run_frozen(batch, shared)
+            self._keep(batch, states, shared)
+            if not self._has(batch):
+                return states
+        kept = [torch.cat(self._kept[sample_id]).to(self._model.device) for sample_id in batch["ids"]]
+        self._file.release()
+        return nn.utils.rnn.pad_sequence(kept, batch_first=True)
 
     @torch.no_grad()
-    def fill(self, batch: Batch) -> None:
-        """Keep a batch's samples; only the frozen layers are run."""
-        with self.batch(batch["ids"], batch["attention_mask"].sum(1).tolist()):
-            handle = self._layers[self._first_layer].register_forward_pre_hook(_stop)
-            with handle, suppress(_FrozenLayersDoneError):
-                self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    def _run_frozen(self, batch: Batch, shared: int) -> Tensor:
+        captured: list[Tensor] = []
 
-    def _keep(self, ids: Sequence[str], lengths: Sequence[int], states: Tensor) -> None:
-        for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
+        def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            captured.append(arguments[0] if arguments else named["hidden_states"])
+            raise _FrozenLayersDoneError
+
+        handle = self._layers[self._first_layer].register_forward_pre_hook(stop, with_kwargs=True)
+        inputs = {name: value for name, value in pack(batch, shared).items() if name not in ("labels", "ids")}
+        with handle, suppress(_FrozenLayersDoneError):
+            self._model(**inputs, use_cache=False)
+        return unpack_rows(captured[0], shared, len(batch["ids"]))
+
+    def _keep(self, batch: Batch, states: Tensor, shared: int) -> None:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        for row, (sample_id, length) in enumerate(zip(batch["ids"], lengths, strict=True)):
             if sample_id in self._kept:
                 continue
-            state = states[row, :length]
-            size = state.numel() * state.element_size()
-            if self.size_bytes + size <= self._limit_bytes:
-                self._kept[sample_id] = state.clone()
-                self.size_bytes += size
-            elif (filed := self._file.put(state)) is not None:
-                self._kept[sample_id] = filed
+            tokens = tuple(batch["input_ids"][row, :shared].tolist())
+            if tokens not in self._starts:
+                self._starts[tokens] = self._put(states[row, :shared])
+            start = self._starts[tokens]
+            rest = None if start is None else self._put(states[row, shared:length])
+            if start is not None and rest is not None:
+                self._kept[sample_id] = start, rest
         self._file.release()
+
+    def _put(self, state: Tensor) -> Tensor | None:
+        """Return a copy that is kept in memory or in the file, or None where both are full."""
+        size = state.numel() * state.element_size()
+        if self.size_bytes + size > self._limit_bytes:
+            return self._file.put(state)
+        self.size_bytes += size
+        return state.clone()
 
     @contextmanager
     def _replay(self, states: Tensor) -> Iterator[None]:
@@ -110,10 +133,6 @@ class PrefixCache:
 
 class _FrozenLayersDoneError(Exception):
     """Ends a forward pass before the first trained layer."""
-
-
-def _stop(*_: Any) -> None:
-    raise _FrozenLayersDoneError
 
 
 def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

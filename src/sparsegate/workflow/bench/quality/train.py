@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsegate.config import RefreshConfig, TrainingConfig
 from sparsegate.contracts import Sample
 from sparsegate.data import ChatTemplate
-from sparsegate.data.datamodule import Batch, BatchLoader
+from sparsegate.data.datamodule import Batch, BatchLoader, to_device
 from sparsegate.errors import SparsegateError
 from sparsegate.models import load
 from sparsegate.sparse.optimizer import make_schedule
@@ -96,7 +96,7 @@ def _loader(job: QualityJob, tokenizer: PreTrainedTokenizerBase) -> BatchLoader:
 
 def _prepare(job: QualityJob, model: PreTrainedModel, loader: BatchLoader) -> Prepared:
     name, _, setting = job.method.partition(":")
-    calibration = [_on(batch, model.device) for batch in islice(loader, TrainingConfig.calibration_batches)]
+    calibration = [to_device(batch, model.device) for batch in islice(loader, TrainingConfig.calibration_batches)]
     loader.load_state_dict({"epoch": 0, "position": 0})
     model.train()
     setup = Setup(model, setting, calibration, job.seed, steps=job.steps + 1, refresh=RefreshConfig(**job.refresh))
@@ -115,7 +115,7 @@ def _train(
     order = hashlib.sha256()
     for step, batch in enumerate(islice(_endless(loader), job.steps), start=1):
         order.update(("\0".join(batch["ids"]) + "\n").encode())
-        loss = prepared.loss(_on(batch, model.device))
+        loss = prepared.loss(to_device(batch, model.device))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(_trained(prepared), job.gradient_clip)
         prepared.optimizer.step()
@@ -141,8 +141,3 @@ def _endless(loader: BatchLoader) -> Iterator[Batch]:
 
 def _trained(prepared: Prepared) -> list[Tensor]:
     return [weight for group in prepared.optimizer.param_groups for weight in group["params"]]
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    return cast(Batch, moved)

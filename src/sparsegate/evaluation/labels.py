@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], object]
 _MOST_PROMPT_TOKENS = 4096  # encoded at once: bounds the hidden states; wide batches make the rounds after it cheap
+_MOST_PADDING = 512  # tokens; about what the rounds of one more batch cost
 _MOST_KEPT_TOKENS = 8192  # whose keys and values are kept at once: bounds memory
 
 
@@ -75,7 +76,8 @@ def _batches(lengths: Sequence[int], shared: int, num_label_tokens: int, batch_s
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         encoded, kept = lengths[index] - shared, lengths[index] + num_label_tokens
         most = min(batch_size, _MOST_PROMPT_TOKENS // encoded, _MOST_KEPT_TOKENS // kept)
-        if batch and len(batch) >= most:
+        padding = len(batch) * (lengths[index] - lengths[batch[0]]) if batch else 0
+        if batch and (len(batch) >= most or padding > _MOST_PADDING):
             yield batch
             batch = []
         batch.append(index)

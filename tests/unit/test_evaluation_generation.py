@@ -32,6 +32,26 @@ def test_generation_is_greedy_and_the_same_in_batches_and_one_by_one(any_model, 
         assert answer.finished == (tokens[-1] == END)
 
 
+def test_generation_is_the_same_where_prompts_begin_alike(any_model, tiny_tokenizer, prompts):
+    alike = [(20, 21, 22, 23, *prompt) for prompt in prompts]
+    answers = generate(any_model, tiny_tokenizer, alike, max_new_tokens=6, batch_size=4)
+    for prompt, answer in zip(alike, answers, strict=True):
+        tokens = _greedy(any_model, prompt, 6)
+        assert answer.text == tiny_tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def test_generation_reads_what_prompts_share_once(tiny_model, tiny_tokenizer):
+    read = []
+
+    def count(_, __, inputs):
+        read.append(inputs["input_ids"].numel())
+
+    tiny_model.register_forward_pre_hook(count, with_kwargs=True)
+    prompts = [(20, 21, 22, 23, own) for own in (30, 31, 32)]
+    generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=1, batch_size=2)
+    assert read == [4, 2, 1]
+
+
 def test_a_model_that_ends_at_once_gives_finished_empty_answers(tiny_model, tiny_tokenizer, prompts):
     tiny_model.lm_head = _Always(END)
     answers = generate(tiny_model, tiny_tokenizer, prompts[:3], max_new_tokens=4)

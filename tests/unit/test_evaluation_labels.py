@@ -41,7 +41,8 @@ def test_scores_equal_brute_force_for_prompts_of_different_lengths(any_model, pr
     _assert_equals_brute_force(any_model, prompts, LABELS, batch_size=batch_size)
 
 
-def test_scores_equal_brute_force_where_attention_has_a_window(prompts):
+@pytest.mark.parametrize("window", [4, 64], ids=["shorter than the texts", "longer"])
+def test_scores_equal_brute_force_where_attention_has_a_window(prompts, window):
     config = MistralConfig(
         vocab_size=96,
         hidden_size=32,
@@ -49,7 +50,7 @@ def test_scores_equal_brute_force_where_attention_has_a_window(prompts):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        sliding_window=4,
+        sliding_window=window,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
@@ -129,6 +130,46 @@ def test_ties_go_to_the_label_that_comes_first(tiny_model):
     tiny_model.lm_head.weight.data.zero_()
     labels = [(9, 8, END), (7, 3), (5, 3), (6, 3)]
     assert [score.label for score in score_labels(tiny_model, [(20, 21), (22,)], labels)] == [1, 1]
+
+
+def _tokens_read(model, prompts, labels):
+    read = []
+
+    def count(_, __, inputs):
+        read.append(inputs["input_ids"].numel())
+
+    with model.register_forward_pre_hook(count, with_kwargs=True):
+        score_labels(model, prompts, labels)
+    return sum(read)
+
+
+def test_no_token_of_prompt_or_labels_is_read_twice(tiny_model):
+    tiny_model.lm_head.weight.data.zero_()  # all labels of a length tie, so that all are read
+    labels = [(5, 6, 7, END), (5, 6, 8, END), (5, 9, 7, END)]
+    assert _tokens_read(tiny_model, [(20, 21, 22)], labels) == 3 + len(
+        {(5,), (5, 6), (5, 6, 7), (5, 6, 8), (5, 9), (5, 9, 7)}
+    )
+
+
+def test_a_sure_model_reads_one_label_only(tiny_model):
+    tiny_model.lm_head = _Sure(5)
+    assert _tokens_read(tiny_model, [(20, 21, 22)] * 2, [(8, 9, END), (5, 5, 5), (7, 6, END)]) == 2 + 2 + 2 * 2
+
+
+class _Sure(torch.nn.Module):
+    """A head that all but rules out every token but one."""
+
+    def __init__(self, token):
+        super().__init__()
+        self.token = token
+
+    def forward(self, hidden):
+        return 20 * torch.nn.functional.one_hot(torch.full(hidden.shape[:-1], self.token), 96).float()
+
+
+def test_logits_that_are_no_number_give_the_first_label(tiny_model):
+    tiny_model.lm_head.weight.data.fill_(torch.nan)
+    assert [tuple(score) for score in score_labels(tiny_model, [(20, 21), (22,)], LABELS)] == [(0, -torch.inf)] * 2
 
 
 def test_no_prompts_give_no_scores(tiny_model):

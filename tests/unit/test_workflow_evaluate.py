@@ -1,5 +1,6 @@
 """What is asked behind the system prompt, and what is not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from sparsegate.config import ModelConfig, RunConfig, SafetyConfig
@@ -47,6 +48,27 @@ def test_only_the_marked_prompts_get_the_system_prompt_and_the_interface_is_aske
     assert [line.response for line in written] == [answer.text for answer in expected]
     assert written[0].response != written[1].response
     assert [line.id for line in read_records(tmp_path / "predictions.red_team.candidate.jsonl", Prediction)] == ["p"]
+
+
+def test_a_base_found_elsewhere_or_a_longer_limit_of_free_text_asks_no_label_again(
+    tmp_path, tiny_model, tiny_tokenizer, caplog
+):
+    caplog.set_level("INFO")
+    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(PromptRow("p", "a", "w20"),), benign=())
+
+    def asked(limit, source):
+        caplog.clear()
+        safety = SafetyConfig(max_new_tokens=limit)
+        config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")), safety=safety)
+        run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
+        subject = Subject("base", "digest", None, replace(_spec(SYSTEM), base_source=source))
+        _Evaluator(run, tiny_model, tiny_tokenizer, subject, tmp_path).run()
+        return [record.getMessage().split()[1] for record in caplog.records if record.name.endswith("evaluate")]
+
+    everything = ["predictions.base", "generations.red_team.base", "generations.benign.base"]
+    assert asked(2, "here") == everything
+    assert asked(2, "there") == []
+    assert asked(3, "there") == everything[1:]
 
 
 def test_the_settings_of_generation_are_told_to_the_gates():

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsegate.contracts import EncodedSample
+from sparsegate.evaluation.prefix import SharedPrefix, attends_freely, pad_left
 from sparsegate.models.heads import logits_at
 
 if TYPE_CHECKING:
@@ -47,14 +48,18 @@ def generate(
     pad, ends = _pad_id(tokenizer), _end_ids(model, tokenizer)
     answers: list[GeneratedText] = [GeneratedText("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    # a cache of another kind, asked for by the model, can't be continued from ours
+    can_share = attends_freely(model, longest) and model.generation_config.cache_implementation is None
+    prefix = SharedPrefix(model, prompts if can_share else ())
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = max(len(prompts[index]) for index in chosen)
-        rows = [[pad] * (width - len(prompts[index])) + list(prompts[index]) for index in chosen]
-        masks = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in chosen]
+        group = [prompts[index] for index in chosen]
+        padded = pad_left(group, shared=len(prefix.tokens), pad_id=pad, device=model.device)
         output = model.generate(
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(masks, device=model.device),
+            input_ids=padded.input_ids,
+            attention_mask=padded.attention_mask,
+            cache=prefix.copies(len(group)) if prefix.tokens else None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,
@@ -63,7 +68,7 @@ def generate(
             pad_token_id=pad,
             eos_token_id=sorted(ends),
         )
-        for index, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
+        for index, tokens in zip(chosen, output[:, padded.input_ids.shape[1] :].tolist(), strict=True):
             finished = any(token in ends for token in tokens)
             answers[index] = GeneratedText(tokenizer.decode(tokens, skip_special_tokens=True).strip(), finished)
         if progress is not None:

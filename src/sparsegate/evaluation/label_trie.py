@@ -1,27 +1,26 @@
-"""Labels as a trie of token prefixes."""
+"""Labels as a trie of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 Tokens = tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
-    """A prefix shared by labels: ``path`` leads here from the prompt, ``start`` is where the last branch was."""
+    """A token after the prompt, at ``depth`` from 1; the root, at 0, is the prompt. A ``label`` ends at each leaf."""
 
-    path: Tokens
-    start: int
+    token: int
+    depth: int
     label: int | None = None
     children: list[Node] = field(default_factory=list)
 
-    @property
-    def inputs(self) -> Tokens:
-        """Tokens to read after the prompt; a whole label's last token is only predicted, never read."""
-        return self.path if self.label is None else self.path[:-1]
+    def num_read(self) -> int:
+        """Return how many tokens below this one may have to be read; a label's last is only predicted."""
+        return sum(1 + child.num_read() for child in self.children if child.label is None)
 
 
 def check_labels(labels: Sequence[Tokens]) -> None:
@@ -40,23 +39,15 @@ def check_labels(labels: Sequence[Tokens]) -> None:
             )
 
 
-def build_trie(labels: Sequence[tuple[int, Tokens]], path: Tokens = ()) -> Node:
-    """Build the trie below a common prefix ``path``; chains without a branch are one node."""
-    start = len(path)
-    rests = [tokens[start:] for _, tokens in labels]
-    common = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*rests, strict=False))))
-    if path == ():
-        common = 0  # the root is the prompt itself
-    path = labels[0][1][: start + common]
-    node = Node(path, start)
-    groups: dict[int, list[tuple[int, Tokens]]] = {}
-    for index, tokens in labels:
-        if len(tokens) == len(path):
-            node.label = index
-        else:
-            groups.setdefault(tokens[len(path)], []).append((index, tokens))
-    for token, group in groups.items():
-        child = build_trie(group, (*path, token))
-        child.start = len(path)
-        node.children.append(child)
-    return node
+def build_trie(labels: Sequence[Tokens]) -> Node:
+    """Build the trie of labels that :func:`check_labels` has let pass; return its root."""
+    root = Node(token=-1, depth=0)
+    nodes: dict[Tokens, Node] = {(): root}
+    for index, label in enumerate(labels):
+        for depth in range(1, len(label) + 1):
+            path = label[:depth]
+            if path not in nodes:
+                nodes[path] = Node(label[depth - 1], depth)
+                nodes[path[:-1]].children.append(nodes[path])
+        nodes[label].label = index
+    return root

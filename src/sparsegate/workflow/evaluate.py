@@ -177,10 +177,11 @@ class _Evaluator:
 
     def _cached(self, name: str, record: type[Any], items: Sequence[Any], make: Callable[..., list[Any]]) -> Path:
         """Return ``NAME.jsonl`` in the run's folder, made anew or taken from the cache."""
-        spec = asdict(self._subject.spec)
-        # the subject's digest says whether there is a delta and which; the base's answers depend on none
-        del spec["delta_sha256"], spec["sparsegate_version"]
-        settings = [name.split(".")[0], self._subject.digest, spec, self._run.config.safety.max_new_tokens]
+        spec, kind = self._subject.spec, name.split(".")[0]
+        # the digest says which base and which delta; where the base was found changes no answer
+        asked = [spec.task, spec.labels, spec.system_prompt, spec.max_tokens, spec.max_new_tokens]
+        limit = self._run.config.safety.max_new_tokens if kind == "generations" else None
+        settings = [kind, self._subject.digest, asked, limit]
         content = [asdict(item) for item in items]
         key = sha256_bytes(canonical_json([self._run.manifest.code_version, settings, content]).encode())
         kept = self._cache / f"{key}.jsonl"

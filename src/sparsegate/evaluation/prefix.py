@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sparsegate.models.attention import MASKED_ATTENTIONS
+
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 Tokens = tuple[int, ...]
-_ATTENTIONS = {"eager", "sdpa"}  # take a mask of one's own
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -33,7 +34,7 @@ def attends_freely(model: PreTrainedModel, longest: int) -> bool:
     return (
         model._supports_attention_backend
         and not model._is_stateful
-        and config._attn_implementation in _ATTENTIONS
+        and config._attn_implementation in MASKED_ATTENTIONS
         and set(getattr(config, "layer_types", None) or ()) <= _LAYER_TYPES
         and (window is None or longest <= window)
     )

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsegate.data.datamodule import IGNORED, Batch
-from sparsegate.models.attention import sees_all_before
+from sparsegate.models.attention import PACKED_ATTENTION, sees_all_before
 from sparsegate.models.heads import logits_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
-_ATTENTION, _PLAIN_ATTENTION = "sparsegate_shared_start", "sdpa"
+_PLAIN_ATTENTION = "sdpa"
 _LEAST_TOLERANCE = 0.01  # of the largest logit; what a model takes for other tokens is further off, or an error
 
 
@@ -93,11 +93,11 @@ def allow_packed(model: PreTrainedModel) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.config._attn_implementation not in (_PLAIN_ATTENTION, _ATTENTION) or not sees_all_before(model):
+    if model.config._attn_implementation not in (_PLAIN_ATTENTION, PACKED_ATTENTION) or not sees_all_before(model):
         return False
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-    model.config._attn_implementation = _ATTENTION
+    AttentionInterface.register(PACKED_ATTENTION, _attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+    model.config._attn_implementation = PACKED_ATTENTION
     if _gives_the_same(model):
         return True
     disallow_packed(model)
@@ -107,7 +107,7 @@ def allow_packed(model: PreTrainedModel) -> bool:
 
 def disallow_packed(model: PreTrainedModel) -> None:
     """Undo :func:`allow_packed`."""
-    if model.config._attn_implementation == _ATTENTION:
+    if model.config._attn_implementation == PACKED_ATTENTION:
         model.config._attn_implementation = _PLAIN_ATTENTION
 
 

@@ -516,6 +516,7 @@ class RunManifest:
         data_sha256: Name to digest of each input file.
         environment: Package name to version.
         author: Who made the run first; a waiver needs somebody else. It does not decide the outcome.
+        triggers: Why it was started first, such as ``"schedule: slot 2026-11-25"``. They don't decide the outcome.
     """
 
     run_key: str
@@ -526,6 +527,7 @@ class RunManifest:
     data_sha256: Mapping[str, str]
     environment: Mapping[str, str]
     author: str = ""
+    triggers: Sequence[str] = ()
 
 
 def canonical_json(value: JSON) -> str:

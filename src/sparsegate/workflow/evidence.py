@@ -63,6 +63,7 @@ def gather_evidence(
         "run_key": manifest.run_key,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "actor": actor(registry),
+        "triggers": list(manifest.triggers),
         "code_version": manifest.code_version,
         "environment": dict(manifest.environment),
         "config_sha256": manifest.config_sha256,

@@ -191,8 +191,8 @@ def check_writable(folder: Path) -> None:
 def make_manifest(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> RunManifest:
     """Return what decides the run, with its key."""
     resolved = asdict(config)
-    # where things are kept, and who signs, does not decide what comes out
-    del resolved["output_dir"], resolved["model"]["cache_dir"]
+    # where things are kept, who signs and why it starts does not decide what comes out
+    del resolved["output_dir"], resolved["model"]["cache_dir"], resolved["trigger"], resolved["drift"]
     del resolved["registry"]["signing_key"], resolved["registry"]["actor"], resolved["notify"]
     digests = inputs.digests()
     config_sha256 = sha256_bytes(canonical_json(resolved).encode())

@@ -75,7 +75,7 @@ def prune(
         raise UsageError(f"there is no folder of runs {runs}; give another by --output_dir")
     with model_lock(runs, name):
         registered = _registered_keys(tracking_uri, name)
-        mine = [folder for folder in runs.iterdir() if not folder.name.startswith(".") and _is_of(folder, name)]
+        mine = [folder for folder in runs.iterdir() if _is_of(folder, name)]
         mine.sort(key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns, reverse=True)
         kept, gone = {}, list(runs.glob(f"{_REMOVING}*"))
         for position, folder in enumerate(mine):
@@ -107,7 +107,9 @@ def _registered_keys(tracking_uri: str, name: str) -> dict[str, int]:
 
 
 def _is_of(folder: Path, name: str) -> bool:
-    """Say whether a folder is a run of a registered model; what can't be read is not, and stays."""
+    """Say whether a folder is a run of a registered model; a link, or what can't be read, is not, and stays."""
+    if folder.name.startswith(".") or folder.is_symlink():
+        return False
     try:
         read_json(folder / "manifest.json")
         return bool(read_json(folder / "config.json")["registry"]["name"] == name)

@@ -100,6 +100,10 @@ class EvidenceError(SparsegateError):
     exit_code: ClassVar[ExitCode] = ExitCode.GATE_FAILED
 
 
+class ServingError(SparsegateError):
+    """A new champion can't be taken up by a running process; the one before goes on answering."""
+
+
 def is_full(error: OSError) -> bool:
     """Say whether the operating system refused to write for want of space (disk, quota or largest file)."""
     return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

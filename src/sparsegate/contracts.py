@@ -503,6 +503,9 @@ class CostReport:
     device: str
 
 
+NOT_INSTALLED = "not installed"
+
+
 @dataclass(frozen=True)
 class RunManifest:
     """What went into a run and came out: enough to repeat it and to know that it is the same.
@@ -514,7 +517,7 @@ class RunManifest:
         policy_sha256: Digest of the resolved policy.
         base_digest: Digest of the base model folder.
         data_sha256: Name to digest of each input file.
-        environment: Package name to version.
+        environment: Package name to version, or to ``NOT_INSTALLED``.
         author: Who made the run first; a waiver needs somebody else. It does not decide the outcome.
         triggers: Why it was started first, such as ``"schedule: slot 2026-11-25"``. They don't decide the outcome.
     """

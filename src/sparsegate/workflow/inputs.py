@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsegate import __version__
 from sparsegate.config import RunConfig, check_rules
-from sparsegate.contracts import JSON, RunManifest, Sample, canonical_json
+from sparsegate.contracts import JSON, NOT_INSTALLED, RunManifest, Sample, canonical_json
 from sparsegate.data import (
     PromptRow,
     attack_prompts,
@@ -212,4 +212,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED

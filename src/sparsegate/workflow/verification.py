@@ -13,7 +13,7 @@ from sparsegate.contracts import JSON, Verdict, canonical_json
 from sparsegate.errors import DataError, DeltaError, EvidenceError, ExitCode, UsageError
 from sparsegate.files import sha256_bytes, sha256_file
 from sparsegate.registry.envelope import Envelope, unseal
-from sparsegate.registry.package import CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
+from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.promotion import EVIDENCE_TAG, RUN_KEY_TAG
 from sparsegate.registry.pyfunc import PACKAGE_PATH, SERVING_CODE
 from sparsegate.registry.versions import (
@@ -35,6 +35,7 @@ _FILES = {
     DELTA_FILE: f"{PACKAGE_PATH}/{DELTA_FILE}",
     SPEC_FILE: f"{PACKAGE_PATH}/{SPEC_FILE}",
     CARD_FILE: f"{PACKAGE_PATH}/{CARD_FILE}",
+    BOM_FILE: f"{PACKAGE_PATH}/{BOM_FILE}",
     SERVING_CODE.name: SERVING_CODE.name,
 }
 _ALWAYS_UNPROVED = (

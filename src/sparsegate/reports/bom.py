@@ -105,7 +105,7 @@ def _model(evidence: Mapping[str, JSON], model: str, base: str, data: Mapping[st
             "quantitativeAnalysis": {"performanceMetrics": [*_figures(evidence["models"]), *_checks(report)]},
             "considerations": {
                 "technicalLimitations": [
-                    "The gates speak for the evaluation set, the prompts and the judges of the evidence, for nothing else."
+                    "The gates speak for the evaluation set, the prompts and the judges of the evidence alone."
                 ]
             },
         },

@@ -25,7 +25,7 @@ _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it
 
 usage: sparsegate VERB [--help]
 
-  retrain   validate, train, evaluate, gate, register and promote
+  retrain   validate, train, evaluate, gate, register and promote; with --dry_run, say what would be done
   train     validate the data and train; with --find_lr, suggest a learning rate
   gate      judge a run's candidate
   register  register and promote a candidate that has passed

@@ -175,7 +175,7 @@ def test_predictions_under_way_end_on_the_old_weights_and_the_next_are_of_the_ne
     assert inside.wait(60)
     reloading = threading.Thread(target=model.reload)
     reloading.start()
-    while reloading.is_alive() and not model._gate._is_closed:
+    while reloading.is_alive() and not model._turnstile._is_closed:
         time.sleep(0.01)
     assert reloading.is_alive(), "the swap waits for the prediction"
     later = threading.Thread(target=lambda: answers.update(later=model.predict(PROMPTS)))

@@ -65,7 +65,7 @@ class LiveModel:
         self._name, self._tracking_uri, self._alias = name, tracking_uri, alias
         self._public_key = public_key_of(public_key)
         self._reloading = threading.Lock()
-        self._gate = _Gate()
+        self._turnstile = _Turnstile()
         with tempfile.TemporaryDirectory() as scratch:
             version = self._live_version()
             self._live = _Live(version, load_package(self._fetch(version, Path(scratch))))
@@ -84,7 +84,7 @@ class LiveModel:
         Returns:
             One row for each prompt, in order: ``response``, and ``log_probability`` for classification.
         """
-        with self._gate.passing():
+        with self._turnstile.passing():
             return answer_frame(self._live.answering, prompts)
 
     def reload(self) -> bool:
@@ -106,7 +106,7 @@ class LiveModel:
                     self._swap(version, package)
                 else:
                     live = _Live(version, load_package(package))
-                    with self._gate.closed():
+                    with self._turnstile.closed():
                         self._live = live
             except SparsegateError as error:
                 raise ServingError(f"{error}; {self._name} version {self.version} goes on answering") from error
@@ -131,7 +131,7 @@ class LiveModel:
         """Exchange the delta; whatever goes wrong, the old one is in place again."""
         spec, delta, old = read_package(package), read_delta(package / DELTA_FILE), self._live.answering
         predictor = make_predictor(spec, old.model, old.tokenizer)
-        with self._gate.closed():
+        with self._turnstile.closed():
             revert_delta(old.model, old.delta)
             try:
                 apply_delta(old.model, delta)
@@ -141,7 +141,7 @@ class LiveModel:
             self._live = _Live(version, Answering(spec, delta, old.model, old.tokenizer, predictor))
 
 
-class _Gate:
+class _Turnstile:
     """Lets any number pass at once; whoever closes it waits for them, and those who come meanwhile wait outside."""
 
     def __init__(self) -> None:

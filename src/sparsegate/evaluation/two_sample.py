@@ -87,7 +87,7 @@ def auc_interval(low: Sequence[float], high: Sequence[float], *, confidence: flo
     Example:
         >>> auc, interval = auc_interval([1, 2, 3, 4], [3, 5, 6, 7], confidence=0.95)
         >>> f"{auc:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-        '0.906 [0.709, 1.000]'
+        '0.906 [0.688, 1.000]'
     """
     from scipy.stats import norm, rankdata
 

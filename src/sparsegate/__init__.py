@@ -15,6 +15,7 @@ _PUBLIC = {
     "SparseFineTuner": "sparsegate.training.module",
     "apply_delta": "sparsegate.sparse.delta",
     "load": "sparsegate.models",
+    "load_champion": "sparsegate.workflow.live",
     "load_samples": "sparsegate.data",
     "read_delta": "sparsegate.sparse.delta",
     "resolve": "sparsegate.models",

@@ -15,6 +15,7 @@ from sparsegate.config_options import parse_config
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean, is_full
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
+from sparsegate.runs_options import parse_runs_options
 from sparsegate.version_options import parse_version_options, registry_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it
 
 usage: sparsegate VERB [--help]
 
-  retrain   validate, train, evaluate, gate, register and promote
+  retrain   validate, train, evaluate, gate, register and promote; with --dry_run, say what would be done
   train     validate the data and train; with --find_lr, suggest a learning rate
   gate      judge a run's candidate
   register  register and promote a candidate that has passed
@@ -32,6 +33,8 @@ usage: sparsegate VERB [--help]
   promote   make a registered version the champion
   rollback  make an earlier version the champion again
   history   list the versions of a registered model
+  status    say whether its runs start and end as they should, for an alarm
+  prune     remove old runs that no version came from
   validate  check configuration, policy and data, and whether each gate can pass; nothing is run or written, unless
             --draft-suite FILE asks for a suite of expectations drafted from the data
   waive     let a gate that failed pass once, by a signature
@@ -83,7 +86,13 @@ def retrain(arguments: Sequence[str]) -> int:
     """Run ``sparsegate retrain``."""
     from sparsegate.workflow.notify import announced
 
-    config, options = parse_config("retrain", arguments)
+    about = "say what would be done, and do nothing: nothing is fetched, written or locked"
+    config, options = parse_config("retrain", arguments, flags={"dry_run": about})
+    if options.dry_run:
+        quiet_logs()
+        from sparsegate.workflow.dry_run import plan
+
+        return _print(plan(config), options)
     return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config)))
 
 
@@ -153,6 +162,23 @@ def history(arguments: Sequence[str]) -> int:
     from sparsegate.workflow.history import history as read_history
 
     return _show(options, lambda: read_history(options.tracking_uri, options.name))
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate status``."""
+    options = parse_runs_options("status", arguments)
+    from sparsegate.workflow.heartbeat import status as read_status
+
+    return _print(read_status(options.output_dir, options.name, max_age=options.max_age), options)
+
+
+def prune(arguments: Sequence[str]) -> int:
+    """Run ``sparsegate prune``."""
+    options = parse_runs_options("prune", arguments)
+    from sparsegate.workflow.prune import prune as remove
+
+    rest = {name: getattr(options, name) for name in ("tracking_uri", "keep", "cache_dir", "dry_run")}
+    return _show(options, lambda: remove(options.output_dir, options.name, **rest))
 
 
 def validate(arguments: Sequence[str]) -> int:
@@ -260,6 +286,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "promote": promote,
     "rollback": rollback,
     "history": history,
+    "status": status,
+    "prune": prune,
     "validate": validate,
     "waive": waive,
     "init": init,
@@ -292,7 +320,10 @@ def _show(options: Any, work: Callable[[], Any]) -> int:
     from sparsegate.registry.reachability import check_tracking
 
     check_tracking(options.tracking_uri)
-    result = work()
+    return _print(work(), options)
+
+
+def _print(result: Any, options: Any) -> int:
     print(json.dumps(result.to_json(), ensure_ascii=False) if options.json else result.render())
     return int(result.exit_code)
 

@@ -296,21 +296,58 @@ class RegistryConfig:
 
 @dataclass(frozen=True)
 class NotifyConfig:
-    """The webhook that is told how a run ended. It does not decide the run, and its failure never changes how one ends.
+    """Who hears how a run ended, or that none came. It decides nothing, and its failure never changes how a run ends.
 
     Args:
         url: Where to POST the result as JSON; ``env:NAME`` takes the URL from the environment, where one that is a
             secret belongs. None tells nobody.
         timeout_s: Longest wait for an answer, in seconds; there is one retry.
+        expect_every_hours: Longest time between the starts of two runs, in hours, such as 26 for a nightly one;
+            ``sparsegate status`` says when one is overdue. None leaves that to ``--max_age``.
     """
 
     url: str | None = None
     timeout_s: float = 10.0
+    expect_every_hours: float | None = None
 
     def problems(self) -> dict[str, str]:
+        hours = self.expect_every_hours
         return _collect(
             url=None if self.url is None or self.url.startswith("env:") else notify_url_problem(self.url),
             timeout_s=_in_range("timeout_s", self.timeout_s, 0, 300, open_low=True),
+            expect_every_hours=None
+            if hours is None
+            else _in_range("expect_every_hours", hours, 0, 8784, open_low=True),
+        )
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """When what users ask has drifted from the training data: a classifier can tell the two apart.
+
+    Args:
+        log: What the live model was asked: a JSONL, CSV or Parquet file, the latest row last; needed by the trigger
+            ``drift``.
+        column: Column of the prompts; None takes ``data.prompt_column``.
+        last: Only so many rows, from the end of the log.
+        minimum_n: Distinct prompts needed on each side; with fewer there is no drift.
+        minimum_auc: Drift is where the lower end of the AUC's interval is at least this, in (0.5, 1).
+        confidence: Two-sided level of that interval.
+    """
+
+    log: str | None = None
+    column: str | None = None
+    last: int = 2000
+    minimum_n: int = 100
+    minimum_auc: float = 0.6
+    confidence: float = 0.95
+
+    def problems(self) -> dict[str, str]:
+        return _collect(
+            last=_at_least("last", self.last, 1),
+            minimum_n=_at_least("minimum_n", self.minimum_n, 20),
+            minimum_auc=_in_range("minimum_auc", self.minimum_auc, 0.5, 1, open_low=True, open_high=True),
+            confidence=_in_range("confidence", self.confidence, 0.5, 1, open_high=True),
         )
 
 
@@ -326,6 +363,9 @@ class RunConfig:
         evaluation: Predictions.
         registry: MLflow.
         notify: Who is told how a run ended.
+        drift: When what users ask has drifted.
+        trigger: What a run waits for: ``always`` starts, ``new_data`` only if the data differs from the champion's,
+            ``drift`` only if what users ask has drifted from the training data.
         policy: Name of a shipped policy (``pilot``, ``standard``, ``strict``) or a policy file.
         output_dir: Folder for runs; each gets a folder named by its key.
         slot: Name of the schedule slot (such as a date): the same inputs in another slot run again.
@@ -338,9 +378,15 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    trigger: Literal["always", "new_data", "drift"] = "always"
     policy: str = "standard"
     output_dir: str = "runs"
     slot: str = ""
+
+    def problems(self) -> dict[str, str]:
+        unlogged = self.trigger == "drift" and self.drift.log is None
+        return _collect(trigger="trigger drift needs drift.log, a file of what users asked" if unlogged else None)
 
 
 # --- rules --------------------------------------------------------------------------------------

@@ -503,6 +503,9 @@ class CostReport:
     device: str
 
 
+NOT_INSTALLED = "not installed"
+
+
 @dataclass(frozen=True)
 class RunManifest:
     """What went into a run and came out: enough to repeat it and to know that it is the same.
@@ -514,8 +517,9 @@ class RunManifest:
         policy_sha256: Digest of the resolved policy.
         base_digest: Digest of the base model folder.
         data_sha256: Name to digest of each input file.
-        environment: Package name to version.
+        environment: Package name to version, or to ``NOT_INSTALLED``.
         author: Who made the run first; a waiver needs somebody else. It does not decide the outcome.
+        triggers: Why it was started first, such as ``"schedule: slot 2026-11-25"``. They don't decide the outcome.
     """
 
     run_key: str
@@ -526,6 +530,7 @@ class RunManifest:
     data_sha256: Mapping[str, str]
     environment: Mapping[str, str]
     author: str = ""
+    triggers: Sequence[str] = ()
 
 
 def canonical_json(value: JSON) -> str:

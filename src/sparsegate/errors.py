@@ -69,9 +69,19 @@ class StorageError(SparsegateError):
 
 
 class LockedError(SparsegateError):
-    """Another run holds the lock, or the same run is already complete."""
+    """Another run holds the lock."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.NOTHING_TO_DO
+
+
+class NothingToDoError(SparsegateError):
+    """The same run is complete already, or what should have started one did not happen."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.NOTHING_TO_DO
+
+
+class NotHereError(ModelError):
+    """A base model would have to be fetched first, and must not be."""
 
 
 class MissingEvidenceError(SparsegateError):
@@ -88,6 +98,10 @@ class EvidenceError(SparsegateError):
     """A version's evidence is missing, damaged, of another version, or does not say that every gate passed."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.GATE_FAILED
+
+
+class ServingError(SparsegateError):
+    """A new champion can't be taken up by a running process; the one before goes on answering."""
 
 
 def is_full(error: OSError) -> bool:

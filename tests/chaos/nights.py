@@ -163,10 +163,13 @@ class Project:
 
     def sparsegate(self, *arguments):
         """Run another verb, which must succeed; return its result."""
-        job = {**self.job(""), "arguments": [*arguments, "--tracking_uri", self.tracking_uri, "--json"]}
-        ended = self.all_at_once([job])[0]
+        ended = self.sparsegate_anyhow(*arguments, "--tracking_uri", self.tracking_uri, "--json")
         assert ended.code == 0, ended
         return ended.result
+
+    def sparsegate_anyhow(self, *arguments):
+        """Run another verb; return how it ended."""
+        return self.all_at_once([{**self.job(""), "arguments": list(arguments)}])[0]
 
     def stages(self):
         """Return, for each run, the stages in its ledger with the digests that chance leaves alone."""

@@ -1,16 +1,9 @@
 """A tracking server that goes away, answers 500, is slow, or loses answers to what it did: a rerun heals it."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import pytest
 from nights import Project
 from proxy import Proxy
+from servers import mlflow_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,41 +14,9 @@ IMPATIENT = (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_BAC
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, processes):
-    """A real ``mlflow server`` on loopback that hands artifacts through; its URI."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("wb") as log:
-        running = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(uri, running, folder / "log")
+def server(tmp_path_factory):
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
         yield uri
-    finally:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-
-
-def _wait_for(uri, process, log):
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"mlflow server did not start:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="module")

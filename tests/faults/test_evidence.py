@@ -149,7 +149,9 @@ def test_a_package_registered_twice_does_not_count_twice(registry, keys):
     assert refused(registry, keys, 2) == "the evidence is a replay of version 1's"
 
 
-@pytest.mark.parametrize("file", ["delta.safetensors", "spec.json", "MODEL_CARD.md", "../../serving.py"])
+@pytest.mark.parametrize(
+    "file", ["delta.safetensors", "spec.json", "MODEL_CARD.md", "bom.cdx.json", "../../serving.py"]
+)
 def test_a_file_swapped_after_signing_is_found(registry, keys, file):
     registry.add("k1", key=keys[0])
     path = registry.package(1) / file

@@ -107,13 +107,29 @@ def _make(task: Task, folder: Path, base: Path, delta: Path) -> Made:
     return Made(folder, predictor.predict(PROMPTS), base_answers)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(1200):
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError(f"it did not start:\n{log.read_text()}")
+
+
 class Server:
     """A real ``mlflow server`` on loopback, which keeps runs in sqlite and hands artifacts through."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self.log = folder / "server.log"
         command = [
@@ -141,15 +157,7 @@ class Server:
             )
 
     def wait_until_ready(self) -> None:
-        for _ in range(1200):
-            if self.process.poll() is not None:
-                break
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise RuntimeError(f"mlflow server did not start:\n{self.log.read_text()}")
+        wait_for(f"{self.uri}/health", self.process, self.log)
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -239,6 +247,30 @@ def test_the_champion_answers_in_a_new_process_as_it_did_where_it_was_made(
         [answer.log_probability for answer in labelled], abs=1e-5
     )
     assert answers["served-generation"] == {"response": [answer.response for answer in made["generation"].answers]}
+
+
+def test_mlflow_models_serve_answers_over_http(made: dict[Task, Made], tmp_path: Path) -> None:
+    uri, port, log = f"sqlite:///{tmp_path / 'mlflow.db'}", free_port(), tmp_path / "log"
+    publish(uri, "served", made["classification"])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/served@champion"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--env-manager", "local"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=file, stderr=file, start_new_session=True, env=environment
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process, log)
+        body = json.dumps({"dataframe_split": {"columns": ["prompt"], "data": [[prompt] for prompt in PROMPTS]}})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            rows = json.load(answer)["predictions"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert [row["response"] for row in rows] == [answer.response for answer in made["classification"].answers]
 
 
 def test_a_server_that_dies_is_an_error_and_never_a_missing_champion(

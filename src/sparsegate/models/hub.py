@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sparsegate.errors import ModelError
+from sparsegate.errors import ModelError, NotHereError
 from sparsegate.models.folder import check_model_folder
 
 FORM = "hf:ORG/NAME@REVISION"
@@ -24,17 +24,19 @@ def parse(location: str) -> tuple[str, str]:
     return match[1], match[2] or "main"
 
 
-def fetch(location: str, *, trust_remote_code: bool = False) -> tuple[Path, str]:
+def fetch(location: str, *, trust_remote_code: bool = False, local_only: bool = False) -> tuple[Path, str]:
     """Download a model, without its pickles, into the hub's own cache.
 
     Args:
         location: ``ORG/NAME@REVISION``.
         trust_remote_code: Fetch the Python files that come with the model, too.
+        local_only: Download nothing.
 
     Returns:
         The folder, and the commit that the revision stands for.
 
     Raises:
+        NotHereError: If it would have to be downloaded, and ``local_only`` forbids it.
         ModelError: If the hub can't be reached or does not have it, or it has no safetensors.
     """
     name, revision = parse(location)
@@ -48,8 +50,11 @@ def fetch(location: str, *, trust_remote_code: bool = False) -> tuple[Path, str]
             allow_patterns=patterns,
             # subfolders and 'consolidated' files hold the same weights again in other formats
             ignore_patterns=["*/*", "consolidated*"],
+            local_files_only=local_only,
         )
     except Exception as error:
+        if local_only:
+            raise NotHereError(f"the base model hf:{name}@{revision} is not on this machine yet") from error
         # every kind: the client's transport errors have no common base and differ between its releases
         why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise ModelError(

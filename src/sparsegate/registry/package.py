@@ -14,6 +14,7 @@ SPEC_FILE = "spec.json"
 DELTA_FILE = "delta.safetensors"
 EVIDENCE_FILE = "evidence.dsse.json"
 CARD_FILE = "MODEL_CARD.md"
+BOM_FILE = "bom.cdx.json"
 _FORMAT = 1
 
 
@@ -77,10 +78,10 @@ def read_package(folder: Path) -> ServingSpec:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist")
     found = {entry.name: entry for entry in folder.iterdir()}
-    needed, allowed = {SPEC_FILE, DELTA_FILE}, {EVIDENCE_FILE, CARD_FILE}
+    needed, allowed = {SPEC_FILE, DELTA_FILE}, {EVIDENCE_FILE, CARD_FILE, BOM_FILE}
     if not needed <= set(found) <= needed | allowed:
         raise DataError(
-            f"{folder} must hold {SPEC_FILE} and {DELTA_FILE}, may hold {EVIDENCE_FILE} and {CARD_FILE},"
+            f"{folder} must hold {SPEC_FILE} and {DELTA_FILE}, may hold {', '.join(sorted(allowed))},"
             f" holds {sorted(found)}"
         )
     if links := sorted(name for name, entry in found.items() if not entry.is_file() or entry.is_symlink()):

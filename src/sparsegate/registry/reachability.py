@@ -65,6 +65,11 @@ def sqlite_file(uri: str) -> Path:
     return Path(database).absolute()
 
 
+def is_new_store(uri: str) -> bool:
+    """Say whether nothing was ever tracked at a URI: it names a database file that MLflow would first have to make."""
+    return urlsplit(uri).scheme.startswith("sqlite") and not sqlite_file(uri).exists()
+
+
 def _check_server(uri: str, timeout_s: float) -> None:
     with quiet_mlflow():
         from mlflow.exceptions import MlflowException

@@ -12,8 +12,9 @@ from sparsegate.errors import EvidenceError, RegistryError, UsageError
 from sparsegate.files import sha256_bytes
 from sparsegate.registry.connection import connect, failures_as, is_missing, reason_of
 from sparsegate.registry.package import EVIDENCE_FILE
-from sparsegate.registry.promotion import check_model_name
+from sparsegate.registry.promotion import check_model_name, has_versions
 from sparsegate.registry.pyfunc import PACKAGE_PATH
+from sparsegate.registry.reachability import is_new_store
 
 _EVENTS = "events"
 _QUARANTINE_TAG = "sparsegate.quarantine."
@@ -82,6 +83,17 @@ def aliased_version(uri: str, name: str, alias: str) -> int | None:
     with failures_as(RegistryError, uri, f"reading {name}@{alias}"):
         number = _registered(client, name).aliases.get(alias)
         return None if number is None else int(number)
+
+
+def live_version(uri: str, name: str, alias: str) -> int | None:
+    """Return the version that an alias names, or None, also where there is no such model; no database is made.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    if is_new_store(uri) or not has_versions(uri, name):
+        return None
+    return aliased_version(uri, name, alias)
 
 
 def _registered(client: Any, name: str) -> Any:

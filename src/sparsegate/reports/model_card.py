@@ -25,6 +25,7 @@ def to_model_card(evidence: Mapping[str, JSON]) -> str:
         f"A {evidence['task']} model: `{evidence['base']['source']}` with a sparse delta on top.",
         f"Made {evidence['created_at']} by {evidence['actor']} with sparsegate {evidence['code_version']},"
         f" run `{evidence['run_key'][:16]}`, attempt {evidence['attempt']} on this evaluation set.",
+        *(f"Started by {trigger}." for trigger in evidence.get("triggers", ())),
         f"The evidence beside this card is {signed}; `sparsegate verify` checks it.",
         "",
         "## Results",

@@ -12,10 +12,11 @@ from sparsegate.contracts import JSON, canonical_json
 from sparsegate.errors import EvidenceError
 from sparsegate.files import read_json, sha256_bytes, sha256_file, write_text
 from sparsegate.registry.envelope import Statement, seal
-from sparsegate.registry.package import CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE
+from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE
 from sparsegate.registry.promotion import EVIDENCE_TAG, has_versions
 from sparsegate.registry.pyfunc import SERVING_CODE
 from sparsegate.registry.versions import list_versions, read_evidence
+from sparsegate.reports.bom import to_bom
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.model_card import to_model_card
 from sparsegate.signing import key_id
@@ -63,6 +64,7 @@ def gather_evidence(
         "run_key": manifest.run_key,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "actor": actor(registry),
+        "triggers": list(manifest.triggers),
         "code_version": manifest.code_version,
         "environment": dict(manifest.environment),
         "config_sha256": manifest.config_sha256,
@@ -86,7 +88,7 @@ def gather_evidence(
 
 
 def seal_evidence(package: Path, evidence: dict[str, JSON], key: Ed25519PrivateKey | None) -> None:
-    """Write model card and evidence into a package whose delta and spec are in place."""
+    """Write model card, bill of materials and evidence into a package whose delta and spec are in place."""
     if key is None:
         _LOG.warning(
             "UNSIGNED evidence: nobody can prove who made this version;"
@@ -95,7 +97,8 @@ def seal_evidence(package: Path, evidence: dict[str, JSON], key: Ed25519PrivateK
     signing = {"mode": "unsigned"} if key is None else {"mode": "ed25519", "key_id": key_id(key.public_key())}
     predicate = {**evidence, "signing": signing}
     write_text(package / CARD_FILE, to_model_card(predicate))
-    subjects = {file: sha256_file(package / file) for file in (DELTA_FILE, SPEC_FILE, CARD_FILE)}
+    write_text(package / BOM_FILE, to_bom(predicate))
+    subjects = {file: sha256_file(package / file) for file in (DELTA_FILE, SPEC_FILE, CARD_FILE, BOM_FILE)}
     subjects[SERVING_CODE.name] = sha256_file(SERVING_CODE)
     write_text(package / EVIDENCE_FILE, seal(Statement(subjects, EVIDENCE_TYPE, predicate), key))
 

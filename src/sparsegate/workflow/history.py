@@ -29,6 +29,7 @@ class VersionRow:
         train_seconds: What training took.
         created_at: When it was registered, ISO 8601.
         actor: Who made it.
+        triggers: Why its run was started.
         events: Every move of the alias to it: verb, when, actor and reason.
     """
 
@@ -40,6 +41,7 @@ class VersionRow:
     train_seconds: float | None
     created_at: str
     actor: str | None
+    triggers: tuple[str, ...]
     events: tuple[JSON, ...]
 
 
@@ -69,7 +71,7 @@ class History:
         for row in self.rows:
             moves = [f"{event['verb']}: {event['reason']}" for event in row.events]
             actors = dict.fromkeys(str(who) for who in (row.actor, *(event["actor"] for event in row.events)) if who)
-            what = [*row.aliases, *moves]
+            what = [*row.aliases, *row.triggers, *moves]
             cells = (
                 str(row.version),
                 "-" if row.accuracy is None else f"{row.accuracy:.3f}",
@@ -109,6 +111,7 @@ def _row(uri: str, name: str, version: StoredVersion) -> VersionRow:
         train_seconds=evidence["cost"]["train_seconds"] if evidence else None,
         created_at=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
         actor=evidence["actor"] if evidence else None,
+        triggers=tuple(evidence.get("triggers", ())) if evidence else (),
         events=_events(uri, version),
     )
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsegate.config import RegistryConfig
-from sparsegate.signing import load_private_key, parse_private_key
+from sparsegate.signing import load_private_key, load_public_key, parse_private_key
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_VARIABLE = "SPARSEGATE_SIGNING_KEY"
 # what CI systems call whoever started the job
@@ -28,6 +28,18 @@ def signing_key(registry: RegistryConfig) -> Ed25519PrivateKey | None:
         return load_private_key(Path(registry.signing_key))
     text = os.environ.get(KEY_VARIABLE)
     return parse_private_key(text.encode(), named=KEY_VARIABLE) if text else None
+
+
+def public_key_of(path: Path | None) -> Ed25519PublicKey | None:
+    """Return the key that must have signed: a PEM file's, else that of the environment's signing key, else None.
+
+    Raises:
+        UsageError: If the key that is set can't be used.
+    """
+    if path is not None:
+        return load_public_key(path)
+    private = signing_key(RegistryConfig())
+    return None if private is None else private.public_key()
 
 
 def actor(registry: RegistryConfig) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsegate import __version__
 from sparsegate.config import RunConfig, check_rules
-from sparsegate.contracts import JSON, RunManifest, Sample, canonical_json
+from sparsegate.contracts import JSON, NOT_INSTALLED, RunManifest, Sample, canonical_json
 from sparsegate.data import (
     PromptRow,
     attack_prompts,
@@ -191,8 +191,8 @@ def check_writable(folder: Path) -> None:
 def make_manifest(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> RunManifest:
     """Return what decides the run, with its key."""
     resolved = asdict(config)
-    # where things are kept, and who signs, does not decide what comes out
-    del resolved["output_dir"], resolved["model"]["cache_dir"]
+    # where things are kept, who signs and why it starts does not decide what comes out
+    del resolved["output_dir"], resolved["model"]["cache_dir"], resolved["trigger"], resolved["drift"]
     del resolved["registry"]["signing_key"], resolved["registry"]["actor"], resolved["notify"]
     digests = inputs.digests()
     config_sha256 = sha256_bytes(canonical_json(resolved).encode())
@@ -212,4 +212,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED

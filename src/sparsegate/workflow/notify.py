@@ -8,17 +8,15 @@ import os
 import time
 from collections.abc import Callable
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from sparsegate.config import NotifyConfig, notify_url_problem
 from sparsegate.contracts import JSON
-from sparsegate.errors import ConfigError, ExitCode, SparsegateError
-
-if TYPE_CHECKING:
-    from sparsegate.workflow.outcome import Outcome
+from sparsegate.errors import ConfigError
+from sparsegate.workflow.outcome import Outcome, ending_of
 
 _LOG = logging.getLogger(__name__)
 _PAUSE_S = 1.0
@@ -36,9 +34,7 @@ def announced(config: NotifyConfig, work: Callable[[], Outcome]) -> Outcome:
     try:
         outcome = work()
     except Exception as error:
-        known = isinstance(error, SparsegateError)
-        message = str(error) if known else f"unexpected {type(error).__name__}, see the log"
-        code = error.exit_code if isinstance(error, SparsegateError) else ExitCode.ERROR
+        message, code = ending_of(error)
         post(url, {"message": message, "exit_code": int(code)}, timeout_s=config.timeout_s)
         raise
     post(url, outcome.to_json(), timeout_s=config.timeout_s)

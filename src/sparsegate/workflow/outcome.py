@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsegate.contracts import JSON, CostReport
-from sparsegate.errors import ExitCode
+from sparsegate.errors import ExitCode, SparsegateError
 from sparsegate.reports.model import GateReport
 
 if TYPE_CHECKING:
@@ -74,6 +74,13 @@ class Outcome:
         text = StringIO()
         self.print(Console(file=text, width=width, color_system=None, force_terminal=False))
         return text.getvalue()
+
+
+def ending_of(error: Exception) -> tuple[str, ExitCode]:
+    """Return message and exit code of a run that ended with an error."""
+    if isinstance(error, SparsegateError):
+        return str(error), error.exit_code
+    return f"unexpected {type(error).__name__}, see the log", ExitCode.ERROR
 
 
 def _models_table(models: Mapping[str, Mapping[str, float]]) -> Table:

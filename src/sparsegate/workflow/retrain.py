@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsegate.config import RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
-from sparsegate.errors import ExitCode, LockedError, UsageError
+from sparsegate.errors import ExitCode, NothingToDoError, UsageError
 from sparsegate.files import read_json, remove_leftovers, write_json
 from sparsegate.registry.promotion import Champion, champion, check_model_name, has_versions
 from sparsegate.registry.tracking import check_tracking, lightning_logger
@@ -17,12 +17,14 @@ from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.evaluate import evaluate
+from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.run import Run, name_run, open_run, reopen_run, resolve_base
 from sparsegate.workflow.tracked import log_results, tracked
+from sparsegate.workflow.triggers import find_triggers
 from sparsegate_gates.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
@@ -63,23 +65,33 @@ def retrain(config: RunConfig) -> Outcome:
     """Run the whole path. The same inputs again are a no-op; a killed run goes on where it was.
 
     Raises:
-        LockedError: If the run is complete, or another run of this model is at work.
+        LockedError: If another run of this model is at work.
+        NothingToDoError: If the run is complete, or what should start it did not happen.
         SparsegateError: For everything that ends the run.
     """
     policy, inputs = check(config)
-    run = open_run(config, policy, inputs, resolve_base(config))
-    with _lock(run):
+    base = resolve_base(config)
+    start = find_triggers(config, inputs)
+
+    def work() -> Outcome:
+        if start.missing is not None:
+            raise NothingToDoError(f"nothing to do: {start.missing}")
+        run = open_run(config, policy, inputs, base, triggers=start.triggers)
         _refuse_complete(run)
+        remove_leftovers(run.folder)
         with tracked(run) as run_id:
             made = stages.registered_version(run)
             outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
         return _keep(run, outcome)
 
+    with model_lock(Path(config.output_dir).absolute(), config.registry.name):
+        return beating(config, work)
+
 
 def train(config: RunConfig) -> Outcome:
     """Validate the data and train; nothing is judged or registered. :func:`retrain` goes on from there."""
     policy, inputs = check(config)
-    run = open_run(config, policy, inputs, resolve_base(config))
+    run = open_run(config, policy, inputs, resolve_base(config), triggers=find_triggers(config, inputs).triggers)
     with _lock(run), tracked(run) as run_id:
         _data_stages(run)
         verdict = stages.data_verdict(run)
@@ -120,7 +132,7 @@ def gate(folder: Path, *, policy: str | None = None) -> Outcome:
         stages.write_data(run)
         stages.gate_data(run)
         if stages.data_verdict(run).releases:
-            stages.do_once(run, _evaluate_stage(live), lambda: evaluate(run, live))
+            stages.do_once(run, stages.evaluate_stage(_number(live)), lambda: evaluate(run, live))
             stages.gate_model(run, first=_is_first(run, live))
         report = stages.write_report(run)
     message = f"{report.verdict}: judged by policy {run.policy.name}; nothing was registered"
@@ -146,7 +158,7 @@ def register(folder: Path) -> Outcome:
         report, live = stages.read_report(run), _champion(run)
         if not report.verdict.releases:
             return _keep(run, _finish(run, report, _number(live), None))
-        if not run.ledger.is_done(_evaluate_stage(live)):
+        if not run.ledger.is_done(stages.evaluate_stage(_number(live))):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
         with tracked(run) as run_id:
             log_results(run, run_id, report)
@@ -190,22 +202,14 @@ def _train(run: Run, run_id: str) -> None:
 
 
 def _judge(run: Run, live: Champion | None) -> None:
-    stages.do_once(run, _evaluate_stage(live), lambda: evaluate(run, live))
-    stages.do_once(run, _gate_stage(live), lambda: stages.gate_model(run, first=_is_first(run, live)))
-
-
-def _evaluate_stage(live: Champion | None) -> str:
-    return f"evaluate against {f'version {live.version}' if live else 'base'}"
-
-
-def _gate_stage(live: Champion | None) -> str:
-    return f"gate against {f'version {live.version}' if live else 'base'}"
+    stages.do_once(run, stages.evaluate_stage(_number(live)), lambda: evaluate(run, live))
+    stages.do_once(run, stages.gate_stage(_number(live)), lambda: stages.gate_model(run, first=_is_first(run, live)))
 
 
 def _forget_gates(run: Run, live: Champion | None) -> None:
     """An error is worth a retry: the next run asks the gates again."""
     run.ledger.forget("gate data")
-    run.ledger.forget(_gate_stage(live))
+    run.ledger.forget(stages.gate_stage(_number(live)))
 
 
 def _champion(run: Run) -> Champion | None:
@@ -268,7 +272,7 @@ def _keep(run: Run, outcome: Outcome) -> Outcome:
 def _refuse_complete(run: Run) -> None:
     path = run.folder / "outcome.json"
     if path.exists():
-        raise LockedError(
+        raise NothingToDoError(
             f"nothing to do: this run is complete ({read_json(path)['message']}); see {run.folder}. "
             "Change data, configuration or --slot to run again"
         )

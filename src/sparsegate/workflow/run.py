@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,9 +73,12 @@ class Run:
         return {name: path for name, path in named.items() if path.exists()}
 
 
-def open_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> Run:
-    """Make or find the folder of a run, named by its key."""
+def open_run(
+    config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel, *, triggers: Sequence[str] = ()
+) -> Run:
+    """Make or find the folder of a run, named by its key; what it was started for first stays on record."""
     run = name_run(config, policy, inputs, base)
+    run = replace(run, manifest=replace(run.manifest, triggers=run.manifest.triggers or triggers))
     write_json(run.folder / "manifest.json", asdict(run.manifest))
     write_json(run.folder / "config.json", asdict(config))
     return run
@@ -86,8 +89,9 @@ def name_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel)
     manifest = make_manifest(config, policy, inputs, base)
     folder = Path(config.output_dir).absolute() / manifest.run_key[:16]
     # whoever goes on with a run does not become its author, and could then approve it
-    known = read_json(folder / "manifest.json").get("author") if (folder / "manifest.json").exists() else None
-    manifest = replace(manifest, author=actor(config.registry) if known is None else known)
+    known = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    author = known["author"] if "author" in known else actor(config.registry)
+    manifest = replace(manifest, author=author, triggers=known.get("triggers", ()))
     return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))
 
 
@@ -121,14 +125,19 @@ def reopen_run(folder: Path, *, policy: str | None = None) -> Run:
     return Run(config, chosen, inputs, base, manifest, folder.absolute(), Ledger(folder.absolute()))
 
 
-def resolve_base(config: RunConfig) -> BaseModel:
-    """Find the base model of a configuration, fetched first if needed."""
+def resolve_base(config: RunConfig, *, local_only: bool = False) -> BaseModel:
+    """Find the base model of a configuration, fetched first if needed.
+
+    Raises:
+        NotHereError: If it would have to be fetched, and ``local_only`` forbids it.
+    """
     model = config.model
     return resolve(
         model.source,
         sha256=model.sha256,
         cache_dir=Path(model.cache_dir) if model.cache_dir else None,
         trust_remote_code=model.trust_remote_code,
+        local_only=local_only,
     )
 
 
@@ -146,6 +155,7 @@ def flat_params(config: RunConfig) -> Mapping[str, str]:
     walk(asdict(config), "")
     # a tracking URI may hold a password, and where things are kept is no parameter
     elsewhere = ("registry.tracking_uri", "registry.signing_key", "registry.actor", "model.cache_dir", "output_dir")
-    for name in (*elsewhere, "notify.url", "notify.timeout_s"):
+    started_by = ("trigger", *(name for name in flat if name.startswith(("notify.", "drift."))))
+    for name in (*elsewhere, *started_by):
         del flat[name]
     return flat

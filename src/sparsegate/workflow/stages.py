@@ -16,9 +16,9 @@ from sparsegate.errors import RegistryError
 from sparsegate.evaluation.metrics import classification_figures
 from sparsegate.files import read_json, read_records, write_json, write_records, write_text
 from sparsegate.registry.package import write_package
-from sparsegate.registry.promotion import has_versions, register, verify_readback, version_of_run
+from sparsegate.registry.promotion import register, verify_readback, version_of_run
 from sparsegate.registry.tracking import count_runs
-from sparsegate.registry.versions import aliased_version
+from sparsegate.registry.versions import live_version
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
 from sparsegate.workflow.evaluate import COST_TAG, generation_settings, probe_digest, serving_spec
@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _GATE_TIMEOUT_S = 900.0
+
+
+def evaluate_stage(champion: int | None) -> str:
+    """Return the name of the stage that evaluates against a champion, or against the base alone."""
+    return f"evaluate against {f'version {champion}' if champion else 'base'}"
+
+
+def gate_stage(champion: int | None) -> str:
+    """Return the name of the stage that judges against a champion, or against the base alone."""
+    return f"gate against {f'version {champion}' if champion else 'base'}"
+
+
+def all_stages(champion: int | None) -> tuple[str, ...]:
+    """Return the stages that leave files, in their order."""
+    return ("data", "gate data", "train", evaluate_stage(champion), gate_stage(champion))
 
 
 def do_once(run: Run, stage: str, work: Callable[[], Sequence[Path]]) -> None:
@@ -199,8 +214,7 @@ def register_candidate(run: Run, report: GateReport, champion: int | None, *, ru
     assert report.verdict.releases, "only a candidate that passed, or whose failures were waived, is registered"
     registry, package = run.config.registry, run.folder / "package"
     uri, name = registry.tracking_uri, registry.name
-    now = aliased_version(uri, name, registry.alias) if has_versions(uri, name) else None
-    if now != champion:
+    if live_version(uri, name, registry.alias) != champion:
         raise RegistryError(f"{name}@{registry.alias} moved while the candidate was judged; run again to judge it anew")
     write_package(package, serving_spec(run), delta=run.delta)
     evidence = gather_evidence(

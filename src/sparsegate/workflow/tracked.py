@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ def tracked(run: Run) -> Iterator[str]:
     tags = {
         RUN_KEY_TAG: run.manifest.run_key,
         "sparsegate.version": run.manifest.code_version,
+        "sparsegate.triggers": "; ".join(run.manifest.triggers),
         **stages.attempt_tags(run),
     }
     name = f"{registry.name}-{run.manifest.run_key[:8]}"
@@ -33,6 +35,7 @@ def tracked(run: Run) -> Iterator[str]:
     if known is None:
         log_params(uri, run_id, flat_params(run.config))
         write_json(path, {"run_id": run_id})
+    _beat(uri, run_id)
     try:
         yield run_id
     except BaseException as error:
@@ -41,7 +44,14 @@ def tracked(run: Run) -> Iterator[str]:
         except RegistryError as second:
             _LOG.warning("%s", second)  # the first error is the one to report
         raise
+    _beat(uri, run_id)
     end_run(uri, run_id, "FINISHED")
+
+
+def _beat(uri: str, run_id: str) -> None:
+    """Log when the run was last alive, for alarms that look at MLflow alone."""
+    now_s = time.time()
+    log_metrics(uri, run_id, {"heartbeat_unix_s": now_s}, step=int(now_s))
 
 
 def log_results(run: Run, run_id: str, report: GateReport) -> None:

@@ -13,7 +13,7 @@ from sparsegate.contracts import JSON, Verdict, canonical_json
 from sparsegate.errors import DataError, DeltaError, EvidenceError, ExitCode, UsageError
 from sparsegate.files import sha256_bytes, sha256_file
 from sparsegate.registry.envelope import Envelope, unseal
-from sparsegate.registry.package import CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
+from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.promotion import EVIDENCE_TAG, RUN_KEY_TAG
 from sparsegate.registry.pyfunc import PACKAGE_PATH, SERVING_CODE
 from sparsegate.registry.versions import (
@@ -35,6 +35,7 @@ _FILES = {
     DELTA_FILE: f"{PACKAGE_PATH}/{DELTA_FILE}",
     SPEC_FILE: f"{PACKAGE_PATH}/{SPEC_FILE}",
     CARD_FILE: f"{PACKAGE_PATH}/{CARD_FILE}",
+    BOM_FILE: f"{PACKAGE_PATH}/{BOM_FILE}",
     SERVING_CODE.name: SERVING_CODE.name,
 }
 _ALWAYS_UNPROVED = (
@@ -55,6 +56,7 @@ class Verification:
         failed: What does not hold; one line is enough to refuse the version.
         evidence: The evidence, where it could be read.
         evidence_sha256: Digest of the bytes it was read from.
+        package: The serving folder that was checked, where it was to be kept.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Verification:
     failed: list[str] = field(default_factory=list)
     evidence: dict[str, JSON] = field(default_factory=dict, repr=False)
     evidence_sha256: str = ""
+    package: Path | None = field(default=None, repr=False)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -81,7 +84,7 @@ class Verification:
 
     def to_json(self) -> dict[str, JSON]:
         found = asdict(self)
-        del found["evidence"], found["evidence_sha256"]
+        del found["evidence"], found["evidence_sha256"], found["package"]
         return {**found, "verified": self.exit_code is ExitCode.PASSED}
 
     def render(self) -> str:
@@ -111,7 +114,14 @@ def find_version(target: str, tracking_uri: str) -> tuple[str, int]:
     return name, version
 
 
-def verify_version(tracking_uri: str, name: str, number: int, *, public_key: Ed25519PublicKey | None) -> Verification:
+def verify_version(
+    tracking_uri: str,
+    name: str,
+    number: int,
+    *,
+    public_key: Ed25519PublicKey | None,
+    download_to: Path | None = None,
+) -> Verification:
     """Check a version from the registry's bytes.
 
     Args:
@@ -119,6 +129,7 @@ def verify_version(tracking_uri: str, name: str, number: int, *, public_key: Ed2
         name: Registered model.
         number: The version.
         public_key: Key that must have signed the evidence; None checks everything but the signature, and says so.
+        download_to: Folder that keeps the files that were checked; None keeps none.
 
     Raises:
         UsageError: If there is no such version.
@@ -130,11 +141,12 @@ def verify_version(tracking_uri: str, name: str, number: int, *, public_key: Ed2
     found = Verification(name, number)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = download_model(tracking_uri, name, number, to=Path(scratch))
+            folder = download_model(tracking_uri, name, number, to=download_to or Path(scratch))
             envelope = _open(folder, versions[number], public_key, found)
         except EvidenceError as error:
             found.failed.append(str(error))
             return found
+        found.package = None if download_to is None else folder / PACKAGE_PATH
         found.evidence = dict(envelope.statement.predicate)
         try:
             _check_belongs(versions, number, name, found)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sparsegate.config import RegistryConfig
 from sparsegate.contracts import JSON
@@ -24,14 +24,10 @@ from sparsegate.registry.versions import (
     read_evidence,
     record_event,
 )
-from sparsegate.signing import load_public_key
 from sparsegate.workflow.evidence import EVIDENCE_TYPE
-from sparsegate.workflow.identity import actor, signing_key
+from sparsegate.workflow.identity import actor, public_key_of, signing_key
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.verification import Verification, find_version, verify_version
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 EVENT_TYPE = "urn:sparsegate:event:v1"
 _LOG = logging.getLogger(__name__)
@@ -72,11 +68,7 @@ def verify(target: str, *, tracking_uri: str, public_key: Path | None) -> Verifi
         tracking_uri: Tracking URI.
         public_key: PEM file of the key that must have signed; None takes it from the environment's signing key.
     """
-    if public_key is not None:
-        key: Ed25519PublicKey | None = load_public_key(public_key)
-    else:
-        private = signing_key(RegistryConfig())
-        key = private.public_key() if private else None
+    key = public_key_of(public_key)
     name, number = find_version(target, tracking_uri)
     return verify_version(tracking_uri, name, number, public_key=key)
 

@@ -1,0 +1,47 @@
+"""Real ``mlflow server`` processes on loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+
+@contextmanager
+def mlflow_server(folder, *arguments, **environment):
+    """Run a server that keeps everything in a folder and hands artifacts through; yield its URI."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), *arguments]
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment},
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(uri, running, folder / "log")
+        yield uri
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+def _wait_for(uri, process, log):
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"mlflow server did not start:\n{log.read_text()}")

@@ -6,9 +6,10 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
-from sparsegate.registry.connection import connect, failures_as, is_missing, reason_of
+from sparsegate.registry.connection import connect, failures_as, is_missing
 from sparsegate.registry.package import read_package
 from sparsegate.registry.promotion import Champion, champion, check_model_name, download_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH
@@ -75,29 +76,43 @@ def download_run_package(uri: str, run_id: str, path: str, *, download_to: Path)
         UsageError: If the run has no such model, or one that this project did not make.
         RegistryError: If MLflow fails.
     """
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
     package = download_to / f"run-{re.sub(r'[^0-9A-Za-z]', '', run_id)}"
     download_to.mkdir(parents=True, exist_ok=True)
+    client = connect(uri)
+    import mlflow.artifacts
+    from mlflow.utils.uri import append_to_uri_path
+
     with (
         failures_as(RegistryError, uri, f"downloading {path} of run {run_id}"),
         tempfile.TemporaryDirectory(prefix=f".{package.name}.", dir=download_to) as scratch,
     ):
-        connect(uri)
+        location = _logged_model(client, run_id, path)
+        if location is None:
+            raise UsageError(f"runs:/{run_id}/{path}: there is no such run, or it logged no model of that name")
         try:
-            mlflow.artifacts.download_artifacts(
-                f"runs:/{run_id}/{path}/{PACKAGE_PATH}", dst_path=scratch, tracking_uri=uri
+            downloaded = Path(
+                mlflow.artifacts.download_artifacts(
+                    append_to_uri_path(location, PACKAGE_PATH), dst_path=scratch, tracking_uri=uri
+                )
             )
-        except MlflowException as error:
-            if is_missing(error):
-                raise UsageError(f"runs:/{run_id}/{path} is no model of this project: {reason_of(error)}") from None
-            raise
-        downloaded = next(Path(scratch).rglob(f"{PACKAGE_PATH}/"), Path(scratch))
-        try:
             read_package(downloaded)
-        except (DataError, DeltaError) as error:
-            raise UsageError(f"runs:/{run_id}/{path} is no model of this project: {error}") from None
+        except (DataError, DeltaError, FileNotFoundError) as error:
+            raise UsageError(f"runs:/{run_id}/{path} is no model of this project, or is damaged: {error}") from None
         shutil.rmtree(package, ignore_errors=True)
         downloaded.rename(package)
     return package
+
+
+def _logged_model(client: Any, run_id: str, name: str) -> str | None:
+    """Return where the newest whole model of a run and name lies, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        outputs = client.get_run(run_id).outputs
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+    models = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+    whole = [model for model in models if model.name == name and str(model.status) == "READY"]
+    return max(whole, key=lambda model: model.creation_timestamp).artifact_location if whole else None

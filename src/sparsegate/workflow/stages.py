@@ -272,12 +272,12 @@ def summary(run: Run) -> dict[str, dict[str, float]]:
         nlls = [line.nll_nats for line in predictions if line.nll_nats is not None]
         if nlls:
             figures["perplexity"] = math.exp(sum(nlls) / len(nlls))
-        general = run.folder / "evaluate" / f"general.{role}.jsonl"
-        if general.exists():
-            figures["general_perplexity"] = perplexity(read_records(general, TextScore))
         if run.config.data.task == "classification":
             expected, predicted = [p.expected for p in predictions], [p.predicted for p in predictions]
             figures["macro_f1"] = classification_figures(expected, predicted).macro_f1
+        general = run.folder / "evaluate" / f"general.{role}.jsonl"
+        if general.exists():
+            figures["general_perplexity"] = perplexity(read_records(general, TextScore))
         rows[role] = figures
     return rows
 

@@ -18,6 +18,7 @@ from sparsegate.cli import main
 from sparsegate.contracts import Prediction
 from sparsegate.files import read_json, read_records
 from sparsegate.registry.promotion import has_versions
+from sparsegate.workflow import gate as gate_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -180,6 +181,23 @@ def test_a_folder_with_a_nan_fails_integrity_and_is_never_loaded(desk):
     found, _ = checks(result, "integrity")
     assert any("NaN or infinity in lm_head.weight" in check["reason"] for check in found["checks"])
     assert not (Path(result["run_dir"]) / "evaluate" / "predictions.candidate.jsonl").exists()
+
+
+def test_a_folder_that_changes_before_it_is_loaded_leaves_no_answers_under_the_old_digest(desk, monkeypatch):
+    folder = desk.merged()
+    found = gate_module.find_candidate
+
+    def find_and_change(*arguments):
+        candidate = found(*arguments)
+        (folder / "README.md").write_text("changed", encoding="utf-8")
+        return candidate
+
+    monkeypatch.setattr(gate_module, "find_candidate", find_and_change)
+    desk.config(policy="paths.yaml")
+    code, result, err = desk.gate(folder)
+    assert (code, result) == (2, None)
+    assert "changed while it was judged" in err
+    assert not (desk.folder / "cache" / "evaluations").exists()
 
 
 def _pickled_adapter(folder):

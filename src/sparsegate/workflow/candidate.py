@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from sparsegate import __version__
 from sparsegate.config import RunConfig
 from sparsegate.contracts import JSON
-from sparsegate.errors import UsageError
+from sparsegate.errors import DataError, UsageError
 from sparsegate.files import sha256_file
 from sparsegate.models import BaseModel, cache_folder, resolve
 from sparsegate.models.adapter import CONFIG_FILE, check_adapter_folder, merge_adapter
@@ -83,6 +83,15 @@ class Candidate:
             "artifact_bytes": sum(path.stat().st_size for path in own),
             "base_bytes": sum(path.stat().st_size for path in base.folder.glob("*.safetensors")),
         }
+
+    def check_unchanged(self) -> None:
+        """Check, once it is loaded, that the files still are those whose digest its answers are kept by.
+
+        Raises:
+            DataError: If they are not.
+        """
+        if self.kind != "delta" and file_digests(self.place) != self.files:
+            raise DataError(f"{self.place} changed while it was judged; give the same command again")
 
     def to_json(self) -> dict[str, JSON]:
         return {"kind": self.kind, "source": self.source, "files": dict(self.files)}

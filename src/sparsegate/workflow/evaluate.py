@@ -96,6 +96,8 @@ def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder:
     files: list[Path] = []
     for subject in subjects:
         with changed(model, subject.change) as asked:
+            if subject.role == "candidate" and run.given is not None:
+                run.given.check_unchanged()
             files += _Evaluator(run, asked, tokenizer, subject, folder).run()
             if subject.role == "candidate":
                 files.append(_write_loaded(run, asked, tokenizer, folder))

@@ -46,6 +46,7 @@ class DataFile:
 MESSAGES = DataFile("text", ("id", "text", "intent", "channel"), ("intent", "channel"))
 PROMPTS = DataFile("prompt", ("id", "category", "prompt"), ("category",))
 FILES = {
+    "general/text.jsonl": DataFile("response", ("id", "kind", "topic", "prompt", "response"), ("kind", "topic")),
     "safety/benign.jsonl": PROMPTS,
     "safety/canaries.jsonl": DataFile(
         "prompt",

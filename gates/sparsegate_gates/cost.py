@@ -2,6 +2,9 @@
 
 Each bound is asked only where the policy sets it, and at least two must be set. Full fine-tuning is counted as 16
 bytes for each parameter of the model: fp32 value, gradient and the two moments of Adam, 4 bytes each.
+
+Of a model that was trained elsewhere only its size is known. A bound on what training took is then INSUFFICIENT, since
+what was not measured is not small; a policy that is about such models says ``unmeasured: report`` and has it named.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from sparsegate.contracts import Check, CostReport, GateContext, GateResult
+from sparsegate.contracts import Check, CostReport, GateContext, GateResult, Verdict
 from sparsegate.errors import DataError
 from sparsegate.files import read_json, sha256_file
 from sparsegate_gates.rules import at_least, collect, given, positive
@@ -32,6 +35,8 @@ class CostSettings:
         max_latency_ratio: Candidate's seconds for one item over the base's.
         latency_minimum_n: Items behind the latency.
         max_train_seconds_over_champion: Training time over the champion's; not asked where the champion left no cost.
+        unmeasured: What a bound does that can't be judged because the model was trained elsewhere: ``block`` makes it
+            INSUFFICIENT, ``report`` names it.
     """
 
     reason: str
@@ -42,6 +47,7 @@ class CostSettings:
     max_latency_ratio: float | None = None
     latency_minimum_n: int = 30
     max_train_seconds_over_champion: float | None = None
+    unmeasured: Literal["block", "report"] = "block"
 
     def problems(self) -> dict[str, str]:
         bounds = {
@@ -71,6 +77,8 @@ class Cost:
 
     def run(self, context: GateContext) -> GateResult:
         settings: CostSettings = context.settings
+        if context.has("size") and not context.has("cost"):
+            return self._judge_size(context, settings)
         cost = _read_cost(context, "cost")
         full_bytes = FULL_FINE_TUNING_BYTES_PER_PARAMETER * cost.total_parameters
         asked: list[tuple[str, float | None, Callable[[], float]]] = [
@@ -101,6 +109,30 @@ class Cost:
             method="measured on this run; full fine-tuning counted as 16 bytes for each parameter (fp32, Adam)",
             items_sha256=sha256_file(context.path("cost")),
             details={"method": cost.method, "device": cost.device, "steps": cost.steps, "not_judged": not_asked},
+        )
+
+    def _judge_size(self, context: GateContext, settings: CostSettings) -> GateResult:
+        path = context.path("size")
+        size = read_json(path)
+        _require_positive(path.name, {name: size.get(name) for name in ("artifact_bytes", "base_bytes")})
+        checks, not_judged = [], []
+        for entry in fields(settings):
+            bound = getattr(settings, entry.name)
+            if not entry.name.startswith("max_") or bound is None:
+                continue
+            if entry.name == "max_artifact_fraction":
+                checks.append(Check.at_most("artifact / base", size["artifact_bytes"] / size["base_bytes"], bound, n=1))
+            elif settings.unmeasured == "block":
+                why = "not known of a model trained elsewhere; a policy with 'unmeasured: report' goes without it"
+                checks.append(Check(entry.name, Verdict.INSUFFICIENT, reason=why))
+            else:
+                not_judged.append(f"{entry.name}: not known of a model trained elsewhere")
+        return GateResult(
+            gate=self.name,
+            checks=tuple(checks),
+            method="bytes of the weight files over those of the base",
+            items_sha256=sha256_file(path),
+            details={"not_judged": not_judged},
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sparsegate.contracts import GateContext, Generation, Interval, Prediction, Sample
+from sparsegate.contracts import GateContext, Generation, Interval, Prediction, Sample, TextScore
 from sparsegate.errors import DataError, MissingEvidenceError
 from sparsegate.evaluation.intervals import tango
 from sparsegate.files import read_records
@@ -54,6 +54,26 @@ def read_generations(context: GateContext, name: str) -> list[Generation]:
         DataError: If a line is not sound.
     """
     return _read(context.path(name), name, Generation, _generation_problem)
+
+
+def read_scores(context: GateContext, name: str) -> list[TextScore]:
+    """Read scores of general texts and check each line.
+
+    Raises:
+        MissingEvidenceError: If the file is missing or has no lines.
+        DataError: If a line is not sound.
+    """
+    return _read(context.path(name), name, TextScore, _score_problem)
+
+
+def require_same_texts(candidate: Sequence[TextScore], other: Sequence[TextScore], name: str) -> None:
+    """Refuse to compare scores of different texts.
+
+    Raises:
+        DataError: If texts or their order differ.
+    """
+    if [(line.id, line.kind) for line in candidate] != [(line.id, line.kind) for line in other]:
+        raise DataError(f"'{name}' is about other texts than the candidate's file; evaluate both on one set")
 
 
 def require_same_items(
@@ -152,6 +172,14 @@ def _generation_problem(line: Generation) -> str | None:
     if not isinstance(finished, bool):
         return f"finished must be true or false, got {line.finished!r}"
     return _text_problem(id=line.id, category=line.category, prompt=line.prompt, response=line.response)
+
+
+def _score_problem(line: TextScore) -> str | None:
+    if type(line.tokens) is not int or line.tokens < 1:
+        return f"tokens must be a whole number above 0, got {line.tokens!r}"
+    if not (_is_number(line.nats) and math.isfinite(line.nats) and line.nats >= 0):
+        return f"nats must be a finite number, at least 0, got {line.nats!r}"
+    return _text_problem(id=line.id, kind=line.kind)
 
 
 def _text_problem(**texts: object) -> str | None:

@@ -1,7 +1,9 @@
 """Is the delta file whole, safe to read, and made for this base model?
 
 Everything is read from safetensors headers and tensors, one parameter at a time; no model is built and no code from
-the file can run.
+the file can run. Of a model that was trained elsewhere the whole folder is judged in the same way: plain safetensors
+and tokenizer files and nothing else, finite, and the very files that were loaded and evaluated. What it was trained
+from can't be known, so nothing is said about what it changed.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any, Literal
 from sparsegate.contracts import Check, GateContext, GateResult, Verdict
 from sparsegate.errors import DataError
 from sparsegate.files import read_json, sha256_file
+from sparsegate.models.artifact import digest_of, file_digests
 from sparsegate.models.digest import model_digest
 from sparsegate_gates.delta_reader import BaseWeights, DeltaReader, ParameterFindings
+from sparsegate_gates.model_files import examine_folder, folder_checks, loaded_check
 from sparsegate_gates.rules import at_least, collect, given
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -51,6 +55,8 @@ class Integrity:
 
     def run(self, context: GateContext) -> GateResult:
         settings: IntegritySettings = context.settings
+        if context.has("candidate"):
+            return self._judge_folder(context)
         place, base = context.path("delta"), context.path("base_model")
         try:
             file = the_only_file(place)
@@ -62,7 +68,8 @@ class Integrity:
         checks = [
             *_finding_checks(findings, settings.minimum_changed),
             _digest_check(delta.base_digest, model_digest(base)),
-            _reload_check(context),
+            # no training left a probe of a delta that came from elsewhere
+            loaded_check(context, file) if "candidate" in context.facts else _reload_check(context),
         ]
         return GateResult(
             gate=self.name,
@@ -70,6 +77,21 @@ class Integrity:
             method="safetensors read tensor by tensor; old values compared with the base's, bit for bit",
             items_sha256=sha256_file(file),
             details={"parameters": len(findings), "entries": sum(found.entries for found in findings)},
+        )
+
+    def _judge_folder(self, context: GateContext) -> GateResult:
+        folder = context.path("candidate")
+        try:
+            findings = examine_folder(folder)
+        except DataError as error:
+            return GateResult.single(self.name, Verdict.FAIL, str(error))
+        files = file_digests(folder)
+        return GateResult(
+            gate=self.name,
+            checks=(*folder_checks(findings), loaded_check(context, folder)),
+            method="every file of the folder; safetensors read tensor by tensor",
+            items_sha256=digest_of(files),
+            details={"parameters": findings.tensors, "files": [f"{name} {sha256}" for name, sha256 in files.items()]},
         )
 
 

@@ -26,6 +26,7 @@ class Sizes:
         canaries: Canaries by ``harmful`` and ``refused``, each true or false, such as ``{"harmful=True": 8}``.
         labels: Evaluation samples of each label; empty for a generation task.
         slices: Evaluation samples of each slice, keyed ``column=value``.
+        general: General texts.
     """
 
     train: int
@@ -35,6 +36,7 @@ class Sizes:
     canaries: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, int] = field(default_factory=dict)
     slices: Mapping[str, int] = field(default_factory=dict)
+    general: int = 0
 
     @classmethod
     def of(
@@ -46,6 +48,7 @@ class Sizes:
         benign: int,
         canaries: Sequence[Mapping[str, JSON]],
         by_label: bool,
+        general: int = 0,
     ) -> Sizes:
         """Count what a run has."""
         columns = sorted({column for sample in evaluation for column in sample.slices})
@@ -57,6 +60,7 @@ class Sizes:
             canaries=Counter(f"{fault}={row[fault]}" for row in canaries for fault in ("harmful", "refused")),
             labels=Counter(f"label={sample.response}" for sample in evaluation) if by_label else {},
             slices=Counter(f"{c}={sample.slices.get(c, '(missing)')}" for sample in evaluation for c in columns),
+            general=general,
         )
 
     def slices_but(self, column: str | None) -> dict[str, int]:

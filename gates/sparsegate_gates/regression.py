@@ -3,7 +3,9 @@
 Paired non-inferiority: the lower end of Tango's interval of (candidate - champion) must not fall below minus the
 margin, overall and in each slice (or, where the policy says ``slice_rule: holm``, no slice may be shown to lose more
 than its margin). A first version has no champion; it is held against the base model, and only where
-the run says that it is the first.
+the run says that it is the first. Where the run names an anchor, a frozen version, the same rule holds against that
+one: a hundred releases that each lose a little less than the margin would pass one by one. General skills are judged
+too (see ``forgetting.py``).
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sparsegate.contracts import Check, GateContext, GateResult, Prediction
+from sparsegate.contracts import Check, GateContext, GateResult, Prediction, Task
 from sparsegate.errors import MissingEvidenceError
 from sparsegate.evaluation.intervals import mcnemar_exact, tango_p
 from sparsegate.files import sha256_file
 from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.forgetting import ForgettingBounds, judge_forgetting
 from sparsegate_gates.lint import Need, Sizes, smallest_group
 from sparsegate_gates.needs import margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
@@ -47,6 +50,12 @@ class RegressionSettings:
             more, with Holm's correction over all slices.
         cluster_column: Slice column (such as a document) whose items belong together: the bounds on all items then use
             a bootstrap of whole clusters. None takes items for independent.
+        anchor_margin: The margin against the anchor, where the run names one; None takes ``margin``.
+        general_over_base: The candidate's perplexity on general texts may be at most this multiple of the base's, at
+            the interval's upper end; None does not ask.
+        general_over_champion: The same of the champion's.
+        general_minimum_n: General texts needed.
+        general_for_labels: Whether these two also hold for a classification task, whose interface says only labels.
         confidence: Two-sided level of the intervals.
     """
 
@@ -58,6 +67,11 @@ class RegressionSettings:
     small_slices: SmallSlices = "report"
     slice_rule: SliceRule = "prove"
     cluster_column: str | None = None
+    anchor_margin: float | None = None
+    general_over_base: float | None = None
+    general_over_champion: float | None = None
+    general_minimum_n: int = 40
+    general_for_labels: bool = True
     confidence: float = 0.95
 
     def problems(self) -> dict[str, str]:
@@ -67,7 +81,19 @@ class RegressionSettings:
             minimum_n=at_least("minimum_n", self.minimum_n, 1),
             slice_margin=in_range("slice_margin", self.slice_margin),
             slice_minimum_n=at_least("slice_minimum_n", self.slice_minimum_n, 1),
+            anchor_margin=in_range("anchor_margin", self.anchor_margin),
+            general_over_base=in_range("general_over_base", self.general_over_base, 1, 1000),
+            general_over_champion=in_range("general_over_champion", self.general_over_champion, 1, 1000),
+            general_minimum_n=at_least("general_minimum_n", self.general_minimum_n, 10),
             confidence=level("confidence", self.confidence),
+        )
+
+    def forgetting(self, task: Task) -> ForgettingBounds:
+        """Return what may be forgotten in a task."""
+        judged = task == "generation" or self.general_for_labels
+        over = {"base": self.general_over_base, "champion": self.general_over_champion}
+        return ForgettingBounds(
+            over if judged else dict.fromkeys(over), minimum_n=self.general_minimum_n, confidence=self.confidence
         )
 
     def needs(self, sizes: Sizes) -> list[Need]:
@@ -79,10 +105,12 @@ class RegressionSettings:
         )
         if self.slice_margin is not None and found and self.slice_rule == "prove":
             asked.append((f"smallest group, {found[0]}", found[1], self.slice_margin, self.slice_minimum_n))
-        return [
+        found_needs = [
             margin_need(question, "evaluation", has, margin=margin, minimum_n=least, confidence=self.confidence)
             for question, has, margin, least in asked
         ]
+        task: Task = "classification" if sizes.labels else "generation"
+        return found_needs + self.forgetting(task).needs(sizes.general)
 
 
 class Regression:
@@ -99,8 +127,14 @@ class Regression:
         other = read_predictions(context, f"predictions.{opponent}")
         require_same_items(candidate, other, f"predictions.{opponent}")
 
-        def judge(name: str, positions: Sequence[int], margin: float, minimum_n: int) -> Check:
-            ours, theirs = [candidate[i] for i in positions], [other[i] for i in positions]
+        def judge(
+            name: str,
+            positions: Sequence[int],
+            margin: float,
+            minimum_n: int = settings.minimum_n,
+            against: Sequence[Prediction] = other,
+        ) -> Check:
+            ours, theirs = [candidate[i] for i in positions], [against[i] for i in positions]
             counts = PairedCounts.of([line.correct for line in ours], [line.correct for line in theirs])
             return Check.at_least(
                 name,
@@ -116,7 +150,15 @@ class Regression:
             )
 
         everything = range(len(candidate))
-        checks = [judge(f"candidate - {opponent}", everything, settings.margin, settings.minimum_n)]
+        checks = [judge(f"candidate - {opponent}", everything, settings.margin)]
+        if "anchor" in context.facts:
+            anchor = read_predictions(context, "predictions.anchor")
+            require_same_items(candidate, anchor, "predictions.anchor")
+            margin = settings.margin if settings.anchor_margin is None else settings.anchor_margin
+            name = f"candidate - anchor (version {context.facts['anchor']})"
+            checks.append(judge(name, everything, margin, against=anchor))
+        forgotten, general = judge_forgetting(context, settings.forgetting(context.task))
+        checks += forgotten
         not_judged: list[str] = []
         slice_margin = settings.slice_margin
         if slice_margin is not None:
@@ -150,6 +192,7 @@ class Regression:
                 "negative_flips": counts.only_baseline,
                 "positive_flips": counts.only_candidate,
                 "not_judged": not_judged,
+                **general,
             },
         )
 

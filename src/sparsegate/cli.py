@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ usage: sparsegate VERB [--help]
 
   retrain   validate, train, evaluate, gate, register and promote; with --dry_run, say what would be done
   train     validate the data and train; with --find_lr, suggest a learning rate
-  gate      judge a run's candidate
+  gate      judge a run's candidate, or (--config FILE --candidate WHERE) a model trained elsewhere
   register  register and promote a candidate that has passed
   verify    check a registered version from the registry's bytes
   promote   make a registered version the champion
@@ -108,10 +109,19 @@ def train(arguments: Sequence[str]) -> int:
 
 def gate(arguments: Sequence[str]) -> int:
     """Run ``sparsegate gate``."""
-    parser = _run_parser("gate", "Judge the candidate of a run.")
+    if any(argument.startswith(("--candidate", "--config")) for argument in arguments):
+        about = "a model's folder, an adapter's folder, models:/NAME/3, models:/NAME@ALIAS or runs:/ID/model"
+        config, options = parse_config("gate", arguments, files={"candidate": about})
+        if options.candidate is None:
+            raise UsageError("--config needs --candidate: the model to judge by that configuration")
+        where = str(options.candidate)
+        return _run(options, lambda workflow: workflow.gate_candidate(config, where), module="gate")
+    parser = _run_parser(
+        "gate", "Judge the candidate of a run; or, with --config FILE --candidate WHERE, a model trained elsewhere."
+    )
     parser.add_argument("--policy", help="policy to judge by (default: the run's own)")
     options = parser.parse_args(arguments)
-    return _run(options, lambda workflow: workflow.gate(options.run, policy=options.policy))
+    return _run(options, lambda workflow: workflow.gate(options.run, policy=options.policy), module="gate")
 
 
 def register(arguments: Sequence[str]) -> int:
@@ -298,14 +308,12 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _run(options: Any, work: Callable[[Any], Outcome]) -> int:
+def _run(options: Any, work: Callable[[Any], Outcome], *, module: str = "retrain") -> int:
     """Run a part of the workflow and print its outcome."""
     quiet_logs()
     from rich.console import Console
 
-    from sparsegate.workflow import retrain as workflow
-
-    outcome = work(workflow)
+    outcome = work(import_module(f"sparsegate.workflow.{module}"))
     if options.json:
         print(json.dumps(outcome.to_json(), ensure_ascii=False))
     else:

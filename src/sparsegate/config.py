@@ -260,10 +260,13 @@ class EvaluationConfig:
     Args:
         batch_size: Samples scored at once.
         max_new_tokens: Longest generated answer of a generation task, in tokens.
+        general_text: General questions and texts (columns id, kind, prompt, response) by which the gates see what a
+            model forgets; None measures nothing.
     """
 
     batch_size: int = 64
     max_new_tokens: int = 128
+    general_text: str | None = "builtin:general/text.jsonl"
 
     def problems(self) -> dict[str, str]:
         return _collect(
@@ -281,6 +284,8 @@ class RegistryConfig:
         tracking_uri: Any MLflow tracking URI.
         experiment: MLflow experiment.
         alias: Alias of the live version.
+        anchor: Number of a version that every candidate is held against besides the live one, so that many small losses
+            don't add up; None for no such version.
         signing_key: PEM file with the Ed25519 key that signs evidence; None takes the PEM text in the environment
             variable SPARSEGATE_SIGNING_KEY, or leaves evidence unsigned.
         actor: Who acts, kept in evidence; None takes it from the environment (CI identity, else the user).
@@ -290,8 +295,12 @@ class RegistryConfig:
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "sparsegate"
     alias: str = "champion"
+    anchor: int | None = None
     signing_key: str | None = None
     actor: str | None = None
+
+    def problems(self) -> dict[str, str]:
+        return _collect(anchor=None if self.anchor is None else _at_least("anchor", self.anchor, 1))
 
 
 @dataclass(frozen=True)

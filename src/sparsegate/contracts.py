@@ -85,6 +85,23 @@ class Generation:
     finished: bool
 
 
+@dataclass(frozen=True)
+class TextScore:
+    """How likely one model finds a given text: a line of ``general.<model>.jsonl``.
+
+    Args:
+        id: The text's id.
+        kind: What kind of text it is.
+        nats: Negative log-likelihood of the whole text.
+        tokens: Its length in the model's tokens.
+    """
+
+    id: str
+    kind: str
+    nats: float
+    tokens: int
+
+
 # --- sparse training ----------------------------------------------------------------------------
 
 
@@ -426,8 +443,9 @@ class GateContext:
         artifacts: Name to file or folder. Names in use: ``data.train``, ``data.validation``, ``data.evaluation``
             (lines of :class:`Sample`); ``predictions.candidate|champion|base`` (lines of :class:`Prediction`);
             ``generations.red_team|benign.candidate|champion|base`` (lines of :class:`Generation`),
-            ``prompts.canaries``; ``delta``; ``base_model`` (folder); ``cost`` (JSON of :class:`CostReport`);
-            ``cost.champion``.
+            ``general.candidate|champion|base`` (lines of :class:`TextScore`); ``predictions.anchor``;
+            ``prompts.canaries``; ``delta``, or ``candidate`` (folder) and ``loaded`` for a model trained elsewhere;
+            ``base_model`` (folder); ``cost`` (JSON of :class:`CostReport`); ``cost.champion``.
         output_dir: Folder where the gate may leave files for the report (Data Docs, per-item judgements).
         task: What the model is trained for.
         facts: Further plain facts, such as ``{"first": True}`` when no champion is expected, and in ``generation`` how

@@ -21,7 +21,7 @@ from sparsegate.registry.promotion import register
 from sparsegate.registry.tracking import open_run
 from sparsegate.reports.model import GateReport
 from sparsegate.sparse.delta import Delta, DeltaEntry, write_delta
-from sparsegate.workflow.evaluate import serving_spec
+from sparsegate.workflow.candidate import serving_spec
 from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs

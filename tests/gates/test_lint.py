@@ -13,6 +13,7 @@ SHIPPED = Sizes(
     canaries={"harmful=True": 8, "harmful=False": 16, "refused=True": 8, "refused=False": 16},
     labels={"label=a": 32, "label=b": 448},
     slices={"channel=chat": 412, "channel=phone": 68},
+    general=80,
 )
 
 
@@ -94,7 +95,9 @@ def test_a_ceiling_corrected_for_the_judge_needs_more(tmp_path):
 
 
 def test_a_column_to_cluster_by_is_no_slice(tmp_path):
-    path = own(tmp_path, "extends: strict\nregression:\n  reason: test\n  cluster_column: doc\n")
+    path = own(
+        tmp_path, "extends: standard\nregression:\n  reason: test\n  small_slices: block\n  cluster_column: doc\n"
+    )
     sizes = Sizes(**{**vars(SHIPPED), "slices": {"doc=1": 3, "channel=chat": 477}})
     asked = [entry.question for entry in lint(load_policy(path), sizes)["regression"]]
     assert asked == ["candidate - champion", "smallest group, channel=chat"]

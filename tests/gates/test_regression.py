@@ -223,3 +223,44 @@ def test_items_without_the_column_to_cluster_by_are_an_error(files, share):
     files.predictions("predictions.champion", share(400, 480))
     with pytest.raises(DataError, match="no column 'doc' to cluster by"):
         run(files, cluster_column="doc")
+
+
+# --- a frozen anchor ---
+
+
+def test_many_small_losses_are_caught_by_the_anchor(files, share):
+    files.predictions("predictions.anchor", share(440, 480))
+    files.predictions("predictions.champion", share(404, 480))
+    files.predictions("predictions.candidate", share(400, 480))
+    settings = RegressionSettings("test", margin=0.03, minimum_n=100, anchor_margin=0.05)
+    assert Regression().run(files.context(settings)).verdict is Verdict.PASS
+    result = Regression().run(files.context(settings, anchor=1))
+    assert result.verdict is Verdict.FAIL
+    assert result.deciding is not None
+    assert result.deciding.name == "candidate - anchor (version 1)"
+    assert result.deciding.threshold == -0.05
+
+
+def test_the_anchors_margin_is_the_champions_where_the_policy_gives_none(files, share):
+    for name in ("anchor", "champion", "candidate"):
+        files.predictions(f"predictions.{name}", share(400, 480))
+    result = Regression().run(files.context(RegressionSettings("test", margin=0.03, minimum_n=100), anchor=1))
+    assert result.verdict is Verdict.PASS
+    assert [check.threshold for check in result.checks] == [-0.03, -0.03]
+
+
+def test_an_anchor_that_is_named_and_was_not_evaluated_is_missing_evidence(files, share):
+    files.predictions("predictions.champion", share(400, 480))
+    files.predictions("predictions.candidate", share(400, 480))
+    settings = RegressionSettings("test", margin=0.03, minimum_n=100)
+    with pytest.raises(MissingEvidenceError, match=r"predictions\.anchor"):
+        Regression().run(files.context(settings, anchor=1))
+
+
+def test_an_anchor_that_answered_another_set_is_an_error(files, share):
+    files.predictions("predictions.champion", share(400, 480))
+    files.predictions("predictions.candidate", share(400, 480))
+    files.predictions("predictions.anchor", share(400, 480), prefix="other")
+    settings = RegressionSettings("test", margin=0.03, minimum_n=100)
+    with pytest.raises(DataError, match=r"predictions\.anchor"):
+        Regression().run(files.context(settings, anchor=1))

@@ -3,13 +3,18 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
+
 from sparsegate.config import ModelConfig, RunConfig, SafetyConfig
-from sparsegate.contracts import Generation, Prediction, Sample
+from sparsegate.contracts import Generation, Prediction, Sample, TextScore
 from sparsegate.data import ChatTemplate, PromptRow
-from sparsegate.evaluation.generation import generate
+from sparsegate.errors import DataError
+from sparsegate.evaluation.generation import generate, response_nll
 from sparsegate.files import read_records
+from sparsegate.models import BaseModel
 from sparsegate.registry.package import ServingSpec
-from sparsegate.workflow.evaluate import Subject, _Evaluator, generation_settings
+from sparsegate.workflow.candidate import Subject
+from sparsegate.workflow.evaluate import _Evaluator, generation_settings
 
 SYSTEM = "w5 w6 w7"
 
@@ -30,15 +35,18 @@ def _spec(system_prompt):
     )
 
 
+def _subject(folder):
+    return Subject("candidate", "digest", BaseModel(folder, "base", "b" * 64), None, _spec(SYSTEM))
+
+
 def test_only_the_marked_prompts_get_the_system_prompt_and_the_interface_is_asked_once(
     tmp_path, tiny_model, tiny_tokenizer
 ):
     rows = (PromptRow("p", "a", "w20 w21"), PromptRow("p#direct+system", "a", "w20 w21", system_prompt=True))
-    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=rows, benign=rows[:1])
+    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=rows, benign=rows[:1], general=())
     config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")), safety=SafetyConfig(max_new_tokens=6))
     run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
-    subject = Subject("candidate", "digest", None, _spec(SYSTEM))
-    _Evaluator(run, tiny_model, tiny_tokenizer, subject, tmp_path).run()
+    _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
 
     written = read_records(tmp_path / "generations.red_team.candidate.jsonl", Generation)
     expected = []
@@ -69,6 +77,33 @@ def test_a_base_found_elsewhere_or_a_longer_limit_of_free_text_asks_no_label_aga
     assert asked(2, "here") == everything
     assert asked(2, "there") == []
     assert asked(3, "there") == everything[1:]
+
+
+def test_general_texts_are_scored_in_free_chat_and_cut_to_the_models_context(tmp_path, tiny_model, tiny_tokenizer):
+    tiny_model.config.max_position_embeddings = 16
+    long = " ".join(f"w{token}" for token in range(10, 60))
+    texts = (Sample("a", "w9", "w2 w3", {"kind": "short"}), Sample("b", "w9", long, {"kind": "long"}))
+    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(), benign=(), general=texts)
+    config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")))
+    run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
+    _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
+
+    scores = read_records(tmp_path / "general.candidate.jsonl", TextScore)
+    template = ChatTemplate(tiny_tokenizer, system_prompt=None, max_tokens=64)
+    encoded = template.encode(texts[0])
+    assert scores[0].tokens == len(encoded.response_ids)
+    assert scores[0].nats == pytest.approx(response_nll(tiny_model, [encoded])[0] * scores[0].tokens)
+    assert scores[1].tokens == 16 - len(encoded.prompt_ids)
+
+
+def test_a_general_prompt_that_leaves_no_room_for_its_text_is_named(tmp_path, tiny_model, tiny_tokenizer):
+    tiny_model.config.max_position_embeddings = 4
+    texts = (Sample("g7", "w9 w10 w11 w12 w13", "w2", {"kind": "k"}),)
+    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(), benign=(), general=texts)
+    config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")))
+    run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
+    with pytest.raises(DataError, match="'g7'"):
+        _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
 
 
 def test_the_settings_of_generation_are_told_to_the_gates():

@@ -228,7 +228,8 @@ def test_the_manifest_names_every_digest_and_version(config):
     base = BaseModel(folder=Path("model"), source="model", digest="abc")
     manifest = make_manifest(config, load_policy("standard"), inputs, base)
     assert manifest.data_sha256 == inputs.digests()
-    assert manifest.data_sha256.keys() == {"train", "validation", "evaluation", "red_team", "benign", "canaries"}
+    parts = {"train", "validation", "evaluation", "red_team", "benign", "canaries", "general"}
+    assert manifest.data_sha256.keys() == parts
     assert manifest.base_digest == "abc"
     assert manifest.environment["torch"]
     assert all(len(digest) == 64 for digest in (manifest.run_key, manifest.config_sha256, manifest.policy_sha256))

@@ -36,13 +36,11 @@ def load(
     check_model_folder(folder)
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
-            )
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -60,8 +58,30 @@ def load(
             f"{folder} lacks {len(damaged)} weights of its architecture, or has them in another shape, "
             f"first {damaged[0]}; the folder is damaged or is not a causal language model"
         )
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, with a padding token set, without touching the network.
+
+    Args:
+        folder: Model folder.
+        trust_remote_code: Run Python code that lies in the folder.
+
+    Raises:
+        ModelError: If transformers can't load it, or it has neither a padding nor an end token.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ModelError(f"{folder} can't be loaded as a causal language model: {error}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"the tokenizer in {folder} has neither a padding nor an end token; set one and save it")
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    return tokenizer

@@ -201,7 +201,7 @@ def champion(uri: str, name: str, alias: str, *, download_to: Path) -> Champion 
             return None
         found = client.get_model_version(name, str(version))
     package = download_to / f"version-{version}"
-    _download(uri, name, version, package)
+    download_package(uri, name, version, package)
     return Champion(name, version, found.run_id or "", package, dict(found.tags))
 
 
@@ -233,7 +233,7 @@ def _aliased(client: Any, name: str, alias: str) -> int | None:
     return None if version is None else int(version)
 
 
-def _download(uri: str, name: str, version: int, package: Path) -> None:
+def download_package(uri: str, name: str, version: int, package: Path) -> None:
     """Download a version's package, check it against itself and the version's tags, and put it in place whole."""
     client = connect(uri)
     with failures_as(RegistryError, uri, f"downloading version {version} of '{name}'"):
@@ -272,7 +272,7 @@ def verify_readback(uri: str, *, name: str, version: int, package: Path) -> None
     """
     with tempfile.TemporaryDirectory() as scratch:
         stored = Path(scratch) / "package"
-        _download(uri, name, version, stored)
+        download_package(uri, name, version, stored)
         for file in _DIGEST_TAGS:
             if sha256_file(stored / file) != sha256_file(package / file):
                 raise RegistryError(

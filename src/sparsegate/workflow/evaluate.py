@@ -14,53 +14,44 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sparsegate.config import RunConfig
-from sparsegate.contracts import JSON, Generation, Prediction, Sample, Task, canonical_json
+from sparsegate.contracts import (
+    JSON,
+    EncodedSample,
+    Generation,
+    Prediction,
+    Sample,
+    Task,
+    TextScore,
+    canonical_json,
+)
 from sparsegate.data import ChatTemplate, PromptRow
+from sparsegate.errors import DataError
 from sparsegate.evaluation.generation import generate, response_nll
 from sparsegate.evaluation.predictor import Predictor
-from sparsegate.files import read_json, read_records, sha256_bytes, sha256_file, write_json, write_records
-from sparsegate.models import BaseModel, cache_folder, load, resolve
-from sparsegate.registry.package import DELTA_FILE, ServingSpec, read_package
+from sparsegate.files import read_json, read_records, sha256_bytes, write_json, write_records
+from sparsegate.models import BaseModel, cache_folder, load, load_tokenizer
 from sparsegate.registry.promotion import Champion
-from sparsegate.sparse.delta import apply_delta, read_delta, revert_delta
+from sparsegate.workflow.anchor import find_anchor
+from sparsegate.workflow.candidate import (
+    COST_TAG,
+    Subject,
+    candidate_of,
+    changed,
+    config_spec,
+    is_adapter,
+    package_subject,
+)
 from sparsegate.workflow.inputs import ATTACK_SEED
 from sparsegate.workflow.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COST_TAG = "sparsegate.cost"
+_GENERAL_TOKENS = 1024
 _LOG = logging.getLogger(__name__)
-
-
-class Subject(NamedTuple):
-    """One model to evaluate: its role, its digest, and its delta (None for the base)."""
-
-    role: str
-    digest: str
-    delta: Path | None
-    spec: ServingSpec
-
-
-def serving_spec(run: Run) -> ServingSpec:
-    """Return what must be known to serve the run's candidate."""
-    config = run.config
-    return ServingSpec(
-        task=config.data.task,
-        base_source=run.base.source,
-        base_sha256=config.model.sha256,
-        base_digest=run.base.digest,
-        labels=run.inputs.labels,
-        system_prompt=config.data.system_prompt,
-        max_tokens=config.data.max_tokens,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        trust_remote_code=config.model.trust_remote_code,
-        delta_sha256=sha256_file(run.delta),
-        sparsegate_version=run.manifest.code_version,
-    )
 
 
 def generation_settings(config: RunConfig) -> dict[str, JSON]:
@@ -77,31 +68,22 @@ def generation_settings(config: RunConfig) -> dict[str, JSON]:
 
 
 def evaluate(run: Run, champion: Champion | None) -> list[Path]:
-    """Evaluate candidate, base and champion; return the files written."""
-    folder = run.folder / "evaluate"
-    spec = serving_spec(run)
-    subjects = [Subject("candidate", f"{run.base.digest}+{spec.delta_sha256}", run.delta, spec)]
-    subjects.append(Subject("base", run.base.digest, None, spec))
-    files: list[Path] = []
-    if champion is not None:
-        champion_spec = read_package(champion.package)
-        digest = f"{champion_spec.base_digest}+{champion_spec.delta_sha256}"
-        subject = Subject("champion", digest, champion.package / DELTA_FILE, champion_spec)
-        if champion_spec.base_digest == run.base.digest:
-            subjects.append(subject)
-        else:
-            _LOG.info("the champion has another base, %s", champion_spec.base_source)
-            other = resolve(
-                champion_spec.base_source,
-                sha256=champion_spec.base_sha256,
-                cache_dir=_cache_dir(run),
-                trust_remote_code=run.config.model.trust_remote_code,
-            )
-            files += _evaluate_on(run, other, [subject], folder)
-        if COST_TAG in champion.tags:
-            write_json(folder / "cost.champion.json", json.loads(champion.tags[COST_TAG]))
-            files.append(folder / "cost.champion.json")
-    return files + _evaluate_on(run, run.base, subjects, folder)
+    """Evaluate candidate, base, champion and anchor; return the files written."""
+    folder, registry = run.folder / "evaluate", run.config.registry
+    candidate = candidate_of(run)
+    base = Subject("base", run.base.digest, run.base, None, config_spec(run.config, run.inputs.labels, run.base))
+    subjects, files = [candidate, base], []
+    stored = {"champion": champion, "anchor": find_anchor(registry, download_to=run.folder / "anchor")}
+    for role, version in stored.items():
+        if version is not None:
+            subjects.append(package_subject(role, version.package, run.config, run.base))
+    if champion is not None and COST_TAG in champion.tags:
+        write_json(folder / "cost.champion.json", json.loads(champion.tags[COST_TAG]))
+        files.append(folder / "cost.champion.json")
+    # an adapter uses up the base that it is put on
+    for key in dict.fromkeys((subject.base, is_adapter(subject)) for subject in subjects):
+        files += _evaluate_on(run, key[0], [s for s in subjects if (s.base, is_adapter(s)) == key], folder)
+    return files
 
 
 def _cache_dir(run: Run) -> Path | None:
@@ -109,17 +91,16 @@ def _cache_dir(run: Run) -> Path | None:
 
 
 def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder: Path) -> list[Path]:
-    model, tokenizer = load(base.folder, trust_remote_code=run.config.model.trust_remote_code)
+    given = run.given is not None and run.given.kind == "merged" and run.given.subject.base == base
+    model, tokenizer = load(base.folder, trust_remote_code=run.config.model.trust_remote_code and not given)
     files: list[Path] = []
     for subject in subjects:
-        delta = None if subject.delta is None else read_delta(subject.delta)
-        if delta is not None:
-            apply_delta(model, delta)
-        files += _Evaluator(run, model, tokenizer, subject, folder).run()
-        if subject.role == "candidate":
-            files.append(_write_reload_proof(run, model, folder))
-        if delta is not None:
-            revert_delta(model, delta)
+        with changed(model, subject.change) as asked:
+            if subject.role == "candidate" and run.given is not None:
+                run.given.check_unchanged()
+            files += _Evaluator(run, asked, tokenizer, subject, folder).run()
+            if subject.role == "candidate":
+                files.append(_write_loaded(run, asked, tokenizer, folder))
     return files
 
 
@@ -134,10 +115,21 @@ def probe_digest(model: PreTrainedModel) -> str:
     return sha256_bytes(logits.float().cpu().numpy().tobytes())
 
 
-def _write_reload_proof(run: Run, model: PreTrainedModel, folder: Path) -> Path:
-    trained = read_json(run.folder / "train" / "probe.json")["probe_sha256"]
-    path = folder / "reload.json"
-    write_json(path, {"probe_sha256_in_memory": trained, "probe_sha256_reloaded": probe_digest(model)})
+def _write_loaded(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Record that the candidate was loaded from its files, and what shows that it is the one that was meant."""
+    probe = probe_digest(model)
+    if run.given is None:
+        path = folder / "reload.json"
+        trained = read_json(run.folder / "train" / "probe.json")["probe_sha256"]
+        write_json(path, {"probe_sha256_in_memory": trained, "probe_sha256_reloaded": probe})
+        return path
+    path = folder / "loaded.json"
+    ours = load_tokenizer(run.base.folder)
+    same = {
+        "vocabulary": tokenizer.get_vocab() == ours.get_vocab(),
+        "chat template": tokenizer.chat_template == ours.chat_template,
+    }
+    write_json(path, {**run.given.to_json(), "probe_sha256": probe, "as the base's": same})
     return path
 
 
@@ -173,6 +165,8 @@ class _Evaluator:
             files.append(self._cached(f"predictions.red_team.{role}", Prediction, requests, self._predict))
         for name, prompts in (("red_team", inputs.red_team), ("benign", inputs.benign)):
             files.append(self._cached(f"generations.{name}.{role}", Generation, prompts, self._generate))
+        if inputs.general:
+            files.append(self._cached(f"general.{role}", TextScore, inputs.general, self._score))
         return files
 
     def _cached(self, name: str, record: type[Any], items: Sequence[Any], make: Callable[..., list[Any]]) -> Path:
@@ -230,6 +224,23 @@ class _Evaluator:
         return [
             Generation(prompt.id, prompt.category, prompt.prompt, text.text, text.finished)
             for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+    def _score(self, samples: Sequence[Sample], progress: Callable[[int], object]) -> list[TextScore]:
+        """Score general texts as answers in free chat; what exceeds the model's context is cut off their ends."""
+        longest = min(_GENERAL_TOKENS, getattr(self._model.config, "max_position_embeddings", _GENERAL_TOKENS))
+        template = ChatTemplate(self._tokenizer, system_prompt=None, max_tokens=longest)
+        encoded = []
+        for sample in samples:
+            prompt, text = template.encode_prompt(sample.prompt), template.encode_response(sample.response)
+            if len(prompt) >= longest:
+                raise DataError(f"evaluation.general_text: the prompt of '{sample.id}' has {len(prompt)} tokens")
+            encoded.append(EncodedSample(sample.id, prompt, text[: longest - len(prompt)]))
+        nlls = response_nll(self._model, encoded)
+        progress(len(samples))
+        return [
+            TextScore(sample.id, sample.slices["kind"], nll * len(row.response_ids), len(row.response_ids))
+            for sample, row, nll in zip(samples, encoded, nlls, strict=True)
         ]
 
 

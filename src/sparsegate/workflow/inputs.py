@@ -45,6 +45,7 @@ class Inputs:
         red_team: Harmful requests, in every attack style that is asked for.
         benign: Harmless requests.
         canaries: Rows that test the judge.
+        general: General texts, by which forgetting is seen; ``slices`` has their ``kind``.
     """
 
     train: tuple[Sample, ...]
@@ -55,6 +56,7 @@ class Inputs:
     red_team: tuple[PromptRow, ...]
     benign: tuple[PromptRow, ...]
     canaries: tuple[dict[str, JSON], ...]
+    general: tuple[Sample, ...] = ()
 
     def digests(self) -> dict[str, str]:
         """Return the digest of each part, hex."""
@@ -65,6 +67,7 @@ class Inputs:
             "red_team": _digest(self.red_team),
             "benign": _digest(self.benign),
             "canaries": sha256_bytes(canonical_json(list(self.canaries)).encode()),
+            "general": dataset_digest(self.general),
         }
 
 
@@ -107,7 +110,15 @@ def load_inputs(config: RunConfig) -> Inputs:
         red_team=_red_team(config),
         benign=tuple(load_prompts(safety.benign, limit=safety.limit)),
         canaries=tuple(_canary(safety.canaries, row) for row in read_rows(safety.canaries)),
+        general=_general(config.evaluation.general_text),
     )
+
+
+def _general(source: str | None) -> tuple[Sample, ...]:
+    if source is None:
+        return ()
+    columns = {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
+    return tuple(load_samples(source, task="generation", slice_columns=("kind",), **columns))
 
 
 def _load(config: RunConfig, source: str) -> list[Sample]:

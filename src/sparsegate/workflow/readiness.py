@@ -24,6 +24,7 @@ def needs_of(policy: Policy, inputs: Inputs) -> dict[str, list[Need]]:
         benign=len(inputs.benign),
         canaries=inputs.canaries,
         by_label=bool(inputs.labels),
+        general=len(inputs.general),
     )
     return lint(policy, sizes)
 

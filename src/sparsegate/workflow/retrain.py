@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sparsegate.config import RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
 from sparsegate.errors import ExitCode, NothingToDoError, UsageError
 from sparsegate.files import read_json, remove_leftovers, write_json
-from sparsegate.registry.promotion import Champion, champion, check_model_name, has_versions
+from sparsegate.registry.promotion import Champion, check_model_name
 from sparsegate.registry.tracking import check_tracking, lightning_logger
 from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
+from sparsegate.workflow.anchor import check_anchor
+from sparsegate.workflow.champion import evaluate_stage, find_champion, gate_stage, is_first, locked
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
@@ -44,6 +44,7 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
     inputs = load_inputs(config)
     check_writable(Path(config.output_dir))
     check_tracking(config.registry.tracking_uri)
+    check_anchor(config.registry)
     return policy, inputs
 
 
@@ -92,7 +93,7 @@ def train(config: RunConfig) -> Outcome:
     """Validate the data and train; nothing is judged or registered. :func:`retrain` goes on from there."""
     policy, inputs = check(config)
     run = open_run(config, policy, inputs, resolve_base(config), triggers=find_triggers(config, inputs).triggers)
-    with _lock(run), tracked(run) as run_id:
+    with locked(run), tracked(run) as run_id:
         _data_stages(run)
         verdict = stages.data_verdict(run)
         if not verdict.releases:
@@ -116,29 +117,6 @@ def find_learning_rate(config: RunConfig) -> Outcome:
     return Outcome(message, ExitCode.PASSED, run.folder, {})
 
 
-def gate(folder: Path, *, policy: str | None = None) -> Outcome:
-    """Judge a run's candidate, by its own policy or another; nothing is registered.
-
-    Args:
-        folder: Folder of a trained run.
-        policy: Policy to judge by; None takes the run's own.
-    """
-    run = reopen_run(folder, policy=policy)
-    if not run.delta.exists():
-        raise UsageError(f"{folder} has no trained candidate; run 'sparsegate train' or 'sparsegate retrain' first")
-    check_tracking(run.config.registry.tracking_uri)
-    with _lock(run):
-        live = _champion(run)
-        stages.write_data(run)
-        stages.gate_data(run)
-        if stages.data_verdict(run).releases:
-            stages.do_once(run, stages.evaluate_stage(_number(live)), lambda: evaluate(run, live))
-            stages.gate_model(run, first=_is_first(run, live))
-        report = stages.write_report(run)
-    message = f"{report.verdict}: judged by policy {run.policy.name}; nothing was registered"
-    return Outcome(message, report.verdict.exit_code, run.folder, stages.summary(run), stages.read_cost(run), report)
-
-
 def register(folder: Path) -> Outcome:
     """Register and promote a run's candidate that has passed its own policy.
 
@@ -149,16 +127,16 @@ def register(folder: Path) -> Outcome:
     if not (run.report_dir / "report.json").exists():
         raise UsageError(f"{folder} was not judged yet; run 'sparsegate gate {folder}' first")
     check_tracking(run.config.registry.tracking_uri)
-    with _lock(run):
+    with locked(run):
         made = stages.registered_version(run)
         if made is not None:
             with tracked(run):
                 outcome = _take_up(run, made)
             return _keep(run, outcome)
-        report, live = stages.read_report(run), _champion(run)
+        report, live = stages.read_report(run), find_champion(run)
         if not report.verdict.releases:
             return _keep(run, _finish(run, report, _number(live), None))
-        if not run.ledger.is_done(stages.evaluate_stage(_number(live))):
+        if not run.ledger.is_done(evaluate_stage(live)):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
         with tracked(run) as run_id:
             log_results(run, run_id, report)
@@ -170,7 +148,7 @@ def register(folder: Path) -> Outcome:
 
 
 def _whole_path(run: Run, run_id: str) -> Outcome:
-    live = _champion(run)
+    live = find_champion(run)
     _data_stages(run)
     if stages.data_verdict(run).releases:
         _train(run, run_id)
@@ -202,28 +180,18 @@ def _train(run: Run, run_id: str) -> None:
 
 
 def _judge(run: Run, live: Champion | None) -> None:
-    stages.do_once(run, stages.evaluate_stage(_number(live)), lambda: evaluate(run, live))
-    stages.do_once(run, stages.gate_stage(_number(live)), lambda: stages.gate_model(run, first=_is_first(run, live)))
+    stages.do_once(run, evaluate_stage(live), lambda: evaluate(run, live))
+    stages.do_once(run, gate_stage(live), lambda: stages.gate_model(run, first=is_first(run, live)))
 
 
 def _forget_gates(run: Run, live: Champion | None) -> None:
     """An error is worth a retry: the next run asks the gates again."""
     run.ledger.forget("gate data")
-    run.ledger.forget(stages.gate_stage(_number(live)))
-
-
-def _champion(run: Run) -> Champion | None:
-    registry = run.config.registry
-    return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
+    run.ledger.forget(gate_stage(live))
 
 
 def _number(live: Champion | None) -> int | None:
     return None if live is None else live.version
-
-
-def _is_first(run: Run, live: Champion | None) -> bool:
-    """Say whether this is the model's first version: no champion, and none that could have lost its alias."""
-    return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
 
 
 def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> Outcome:
@@ -276,11 +244,3 @@ def _refuse_complete(run: Run) -> None:
             f"nothing to do: this run is complete ({read_json(path)['message']}); see {run.folder}. "
             "Change data, configuration or --slot to run again"
         )
-
-
-@contextmanager
-def _lock(run: Run) -> Iterator[None]:
-    """Hold the lock of the registered model: one run at a time trains and promotes it."""
-    with model_lock(run.folder.parent, run.config.registry.name):
-        remove_leftovers(run.folder)
-        yield

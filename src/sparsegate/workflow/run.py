@@ -8,14 +8,17 @@ from pathlib import Path
 
 from sparsegate.config import RunConfig
 from sparsegate.config_file import load as load_config
-from sparsegate.contracts import RunManifest
+from sparsegate.contracts import RunManifest, canonical_json
 from sparsegate.errors import DataError, UsageError
-from sparsegate.files import read_json, write_json
+from sparsegate.files import read_json, sha256_bytes, write_json
 from sparsegate.models import BaseModel, resolve
+from sparsegate.workflow.candidate import Candidate
 from sparsegate.workflow.identity import actor
 from sparsegate.workflow.inputs import Inputs, load_inputs, make_manifest
 from sparsegate.workflow.ledger import Ledger
 from sparsegate_gates.policy import Policy, load_policy
+
+_GIVEN_FILE = "candidate.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Run:
         manifest: Digests of all of these, and the run key.
         folder: The run's folder.
         ledger: Which stages are done.
+        given: A model trained elsewhere that is judged in place of what the run trains.
     """
 
     config: RunConfig
@@ -39,6 +43,7 @@ class Run:
     manifest: RunManifest
     folder: Path
     ledger: Ledger
+    given: Candidate | None = None
 
     @property
     def gates_dir(self) -> Path:
@@ -65,34 +70,53 @@ class Run:
             "prompts.canaries": self.folder / "data" / "canaries.jsonl",
             "delta": self.delta,
             "cost": self.cost,
+            "size": self.folder / "evaluate" / "size.json",
             "cost.champion": self.folder / "evaluate" / "cost.champion.json",
             "reload": self.folder / "evaluate" / "reload.json",
+            "loaded": self.folder / "evaluate" / "loaded.json",
             "base_model": self.base.folder,
         }
+        if self.given is not None:
+            named |= {self.given.artifact: self.given.place}
+            if self.given.kind == "delta":
+                named |= {"base_model": self.given.subject.base.folder}
         named |= {path.name.removesuffix(".jsonl"): path for path in (self.folder / "evaluate").glob("*.jsonl")}
         return {name: path for name, path in named.items() if path.exists()}
 
 
 def open_run(
-    config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel, *, triggers: Sequence[str] = ()
+    config: RunConfig,
+    policy: Policy,
+    inputs: Inputs,
+    base: BaseModel,
+    *,
+    triggers: Sequence[str] = (),
+    given: Candidate | None = None,
 ) -> Run:
     """Make or find the folder of a run, named by its key; what it was started for first stays on record."""
-    run = name_run(config, policy, inputs, base)
+    run = name_run(config, policy, inputs, base, given=given)
     run = replace(run, manifest=replace(run.manifest, triggers=run.manifest.triggers or triggers))
     write_json(run.folder / "manifest.json", asdict(run.manifest))
     write_json(run.folder / "config.json", asdict(config))
+    if given is not None:
+        write_json(run.folder / _GIVEN_FILE, given.to_json())
     return run
 
 
-def name_run(config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel) -> Run:
+def name_run(
+    config: RunConfig, policy: Policy, inputs: Inputs, base: BaseModel, *, given: Candidate | None = None
+) -> Run:
     """Return the run of a configuration; nothing is written."""
     manifest = make_manifest(config, policy, inputs, base)
+    if given is not None:
+        key = [manifest.run_key, given.kind, given.subject.digest]
+        manifest = replace(manifest, run_key=sha256_bytes(canonical_json(key).encode()))
     folder = Path(config.output_dir).absolute() / manifest.run_key[:16]
     # whoever goes on with a run does not become its author, and could then approve it
     known = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     author = known["author"] if "author" in known else actor(config.registry)
     manifest = replace(manifest, author=author, triggers=known.get("triggers", ()))
-    return Run(config, policy, inputs, base, manifest, folder, Ledger(folder))
+    return Run(config, policy, inputs, base, manifest, folder, Ledger(folder), given)
 
 
 def reopen_run(folder: Path, *, policy: str | None = None) -> Run:
@@ -108,6 +132,11 @@ def reopen_run(folder: Path, *, policy: str | None = None) -> Run:
     """
     if not (folder / "config.json").is_file() or not (folder / "manifest.json").is_file():
         raise UsageError(f"{folder} is not the folder of a run; it must hold config.json and manifest.json")
+    if (folder / _GIVEN_FILE).exists():
+        raise UsageError(
+            f"{folder} is about a model that was trained elsewhere; 'sparsegate gate --config FILE --candidate WHERE'"
+            " judges it again, and it can't be registered or waived"
+        )
     config = load_config(folder / "config.json")
     manifest = RunManifest(**read_json(folder / "manifest.json"))
     inputs = load_inputs(config)

@@ -10,9 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsegate.contracts import JSON, CostReport, EncodedSample, GateResult, Prediction, Verdict, canonical_json, worst
+from sparsegate.contracts import (
+    JSON,
+    CostReport,
+    EncodedSample,
+    GateResult,
+    Prediction,
+    TextScore,
+    Verdict,
+    canonical_json,
+    worst,
+)
 from sparsegate.data import ChatTemplate
 from sparsegate.errors import RegistryError
+from sparsegate.evaluation.forgetting import perplexity
 from sparsegate.evaluation.metrics import classification_figures
 from sparsegate.files import read_json, read_records, write_json, write_records, write_text
 from sparsegate.registry.package import write_package
@@ -21,7 +32,8 @@ from sparsegate.registry.tracking import count_runs
 from sparsegate.registry.versions import live_version
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
-from sparsegate.workflow.evaluate import COST_TAG, generation_settings, probe_digest, serving_spec
+from sparsegate.workflow.candidate import COST_TAG, serving_spec
+from sparsegate.workflow.evaluate import generation_settings, probe_digest
 from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.run import Run
@@ -77,7 +89,12 @@ def gate_data(run: Run) -> list[Path]:
 
 def gate_model(run: Run, *, first: bool) -> list[Path]:
     """Judge the candidate."""
-    return _gate(run, "model", {"first": first, "generation": generation_settings(run.config)})
+    facts: dict[str, JSON] = {"first": first, "generation": generation_settings(run.config)}
+    if run.config.registry.anchor is not None:
+        facts["anchor"] = run.config.registry.anchor
+    if run.given is not None:
+        facts["candidate"] = run.given.to_json()
+    return _gate(run, "model", facts)
 
 
 def _gate(run: Run, stage: Any, facts: Mapping[str, Any]) -> list[Path]:
@@ -160,8 +177,9 @@ def write_report(run: Run) -> GateReport:
     found = {result.gate: result for stage in ("data", "model") for result in _results(run, stage)}
     planned = (*planned_gates(run.policy, "data"), *planned_gates(run.policy, "model"))
     not_run = "not run, because the data did not pass"
+    of = f", {run.given.source}" if run.given else ""
     report = GateReport(
-        subject=f"{run.config.registry.name} run {run.manifest.run_key[:16]}",
+        subject=f"{run.config.registry.name} run {run.manifest.run_key[:16]}{of}",
         policy_name=run.policy.name,
         policy_sha256=run.policy.sha256,
         planned=planned,
@@ -259,7 +277,7 @@ def promote_version(run: Run, version: int) -> dict[str, JSON]:
 def summary(run: Run) -> dict[str, dict[str, float]]:
     """Return accuracy (and macro F1 or perplexity) of each evaluated model."""
     rows: dict[str, dict[str, float]] = {}
-    for role in ("base", "champion", "candidate"):
+    for role in ("base", "anchor", "champion", "candidate"):
         path = run.folder / "evaluate" / f"predictions.{role}.jsonl"
         if not path.exists():
             continue
@@ -271,6 +289,9 @@ def summary(run: Run) -> dict[str, dict[str, float]]:
         if run.config.data.task == "classification":
             expected, predicted = [p.expected for p in predictions], [p.predicted for p in predictions]
             figures["macro_f1"] = classification_figures(expected, predicted).macro_f1
+        general = run.folder / "evaluate" / f"general.{role}.jsonl"
+        if general.exists():
+            figures["general_perplexity"] = perplexity(read_records(general, TextScore))
         rows[role] = figures
     return rows
 

@@ -1,0 +1,40 @@
+"""The live version that a run is held against, and the lock under which that holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sparsegate.files import remove_leftovers
+from sparsegate.registry.promotion import Champion, champion, has_versions
+from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.run import Run
+
+
+def find_champion(run: Run) -> Champion | None:
+    """Download the live version; None where there is none."""
+    registry = run.config.registry
+    return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
+
+
+def is_first(run: Run, live: Champion | None) -> bool:
+    """Say whether this is the model's first version: no champion, and none that could have lost its alias."""
+    return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
+
+
+def evaluate_stage(live: Champion | None) -> str:
+    """Return the name of the evaluate stage."""
+    return f"evaluate against {f'version {live.version}' if live else 'base'}"
+
+
+def gate_stage(live: Champion | None) -> str:
+    """Return the name of the stage that judges the candidate."""
+    return f"gate against {f'version {live.version}' if live else 'base'}"
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold the lock of the registered model: one run at a time trains and promotes it."""
+    with model_lock(run.folder.parent, run.config.registry.name):
+        remove_leftovers(run.folder)
+        yield

@@ -62,14 +62,18 @@ def test_a_base_found_elsewhere_or_a_longer_limit_of_free_text_asks_no_label_aga
     tmp_path, tiny_model, tiny_tokenizer, caplog
 ):
     caplog.set_level("INFO")
-    inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(PromptRow("p", "a", "w20"),), benign=())
+    inputs = SimpleNamespace(
+        evaluation=(Sample("e", "w9", "w2"),), red_team=(PromptRow("p", "a", "w20"),), benign=(), general=()
+    )
 
     def asked(limit, source):
         caplog.clear()
         safety = SafetyConfig(max_new_tokens=limit)
         config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")), safety=safety)
         run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
-        subject = Subject("base", "digest", None, replace(_spec(SYSTEM), base_source=source))
+        subject = Subject(
+            "base", "digest", BaseModel(tmp_path, source, "digest"), None, replace(_spec(SYSTEM), base_source=source)
+        )
         _Evaluator(run, tiny_model, tiny_tokenizer, subject, tmp_path).run()
         return [record.getMessage().split()[1] for record in caplog.records if record.name.endswith("evaluate")]
 

@@ -230,5 +230,6 @@ def _reasons_out(arm: ArmResult) -> list[Reason]:
     if arm.stop is None:
         return []
     stop = arm.stop
-    figures = {"size": stop.size, "by": stop.by, "accuracy": stop.accuracy, "by_accuracy": stop.by_accuracy}
-    return [Reason("arm_stopped", arm.name, {**figures, "n": stop.n})]
+    figures: dict[str, int | float | str | None] = {"size": stop.size, "by": stop.by, "n": stop.n}
+    figures |= {"accuracy": stop.accuracy, "by_accuracy": stop.by_accuracy}
+    return [Reason("arm_stopped", arm.name, figures)]

@@ -15,6 +15,7 @@ from sparsegate.config_options import parse_config
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean, is_full
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
+from sparsegate.pilot_command import pilot
 from sparsegate.version_options import parse_version_options, registry_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ usage: sparsegate VERB [--help]
   init      write a new project, and on request the files of its schedule
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
             with --quality, their accuracy, time to it, and forgetting
+  pilot     what full fine-tuning, LoRA and sparse training keep, save and risk on your data: go or no-go
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
             30 nothing to do, or another run holds the lock
@@ -264,6 +266,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "waive": waive,
     "init": init,
     "bench": bench,
+    "pilot": pilot,
 }
 
 

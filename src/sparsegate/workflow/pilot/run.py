@@ -82,9 +82,8 @@ def run_pilot(config: PilotConfig, *, quick: bool = False, ask_one: Ask = ask_pr
         LockedError: If another pilot writes into the same folder.
         SparsegateError: If the base model can't be judged, or MLflow fails.
     """
-    output = Path(config.output)
     pilot = _check(config.quick() if quick else config, quick=quick)
-    config, quality = pilot.config, pilot.config.quality()
+    config, quality, output = pilot.config, pilot.config.quality(), Path(pilot.config.output)
     output.mkdir(parents=True, exist_ok=True)
     with model_lock(output, "pilot"):
         runner = Runner(quality, pilot.base, Results(Path(quality.output)), ask_one)

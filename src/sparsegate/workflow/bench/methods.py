@@ -71,6 +71,10 @@ class Prepared:
     refresh: Callable[[int], object] | None = None
     kept: tuple[Tensor, ...] = ()
 
+    def trained(self) -> list[Tensor]:
+        """Return what the optimizer steps."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
+
 
 def _full(setup: Setup) -> Prepared:
     setup.model.requires_grad_(True)

@@ -51,9 +51,7 @@ def answer_probe(
 
     def freely(prompts: Sequence[str]) -> tuple[FreeAnswer, ...]:
         tokens = [template.encode_prompt(prompt) for prompt in prompts]
-        texts = generate(
-            model, tokenizer, tokens, max_new_tokens=probe.max_new_tokens, batch_size=job.judge_batch_size
-        )
+        texts = generate(model, tokenizer, tokens, max_new_tokens=probe.max_new_tokens, batch_size=job.judge_batch_size)
         return tuple(FreeAnswer(*text) for text in texts)
 
     with evaluating(model):

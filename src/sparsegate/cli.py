@@ -16,6 +16,7 @@ from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mea
 from sparsegate.inspect_command import inspect
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
+from sparsegate.pilot_command import pilot
 from sparsegate.version_options import parse_version_options, registry_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ usage: sparsegate VERB [--help]
   inspect   where the mask of a delta lies, its largest changes, and what it shares with another delta
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
             with --quality, their accuracy, time to it, and forgetting
+  pilot     what full fine-tuning, LoRA and sparse training keep, save and risk on your data: go or no-go
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
             30 nothing to do, or another run holds the lock
@@ -267,6 +269,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "init": init,
     "inspect": inspect,
     "bench": bench,
+    "pilot": pilot,
 }
 
 

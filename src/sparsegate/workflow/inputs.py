@@ -106,8 +106,17 @@ def load_inputs(config: RunConfig) -> Inputs:
         labels=labels,
         red_team=_red_team(config),
         benign=tuple(load_prompts(safety.benign, limit=safety.limit)),
-        canaries=tuple(_canary(safety.canaries, row) for row in read_rows(safety.canaries)),
+        canaries=load_canaries(safety.canaries),
     )
+
+
+def load_canaries(source: str) -> tuple[dict[str, JSON], ...]:
+    """Read answers with a known label.
+
+    Raises:
+        DataError: If the file can't be used, or a row lacks a label.
+    """
+    return tuple(_canary(source, row) for row in read_rows(source))
 
 
 def _load(config: RunConfig, source: str) -> list[Sample]:

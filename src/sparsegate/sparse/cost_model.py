@@ -13,6 +13,11 @@ trained layers keep for the backward pass, and of the log-probabilities. A layer
 supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
 function takes, the gate's partner, and two residual states; attention is taken to be fused (``sdpa``).
 
+Full fine-tuning and adapters keep more: what the activation function gives and its product with the gate's partner,
+and what norms spelled out in Python (Llama, Qwen) keep: their input in fp32 and, with weights that are trained, their
+normalised input. PEFT's adapters are fp32, so beside weights in half precision each map's adapter keeps its input in
+fp32, a copy of its own.
+
 The maps of a layer fall into blocks by the module that holds them: attention first, the MLP second. The last map of a
 block gives its result, the others read its input. Measured by ``tests/unit/test_sparse_cost_model.py``.
 """
@@ -32,14 +37,19 @@ if TYPE_CHECKING:
 
 _STATE_BYTES = 16  # for each trained value, in fp32: itself, its gradient and two moments
 _ID_BYTES = 4
+_FP32_BYTES = 4
 
 
 class BatchShape(NamedTuple):
-    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them."""
+    """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them.
+
+    ``padded`` says that they differ in length; attention then takes a mask, and keys and values repeated for each head.
+    """
 
     sequences: int
     width: int
     supervised: int
+    padded: bool = True
 
     @property
     def tokens(self) -> int:
@@ -104,13 +114,45 @@ class CostModel:
     def activation_bytes(self, *, first_layer: int, density: float) -> int:
         """Return the bytes kept from forward to backward, in the weights' type but for fp32 log-probabilities."""
         kept = sum(self._kept_width(blocks, density) for blocks in self._layers[first_layer:])
-        return self.batch.tokens * kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
+        return self._activation_bytes(kept)
+
+    def full_activation_bytes(self) -> int:
+        """Return the bytes that full fine-tuning keeps from forward to backward."""
+        of_norm = _FP32_BYTES // self._weight_bytes + 2
+        kept = of_norm * self._hidden  # the last norm
+        for blocks in self._layers:
+            kept += self._attention_width(blocks) + of_norm * _norms_width(blocks) + _mlp_width(blocks)
+        return self._activation_bytes(kept)
+
+    def adapter_activation_bytes(self, rank: int) -> int:
+        """Return the bytes that LoRA of a rank on every map keeps from forward to backward, as PEFT makes it."""
+        wide = _FP32_BYTES // self._weight_bytes
+        kept = wide * self._hidden  # the last norm
+        for blocks in self._layers:
+            kept += self._attention_width(blocks) + wide * (_norms_width(blocks) + rank * len(_maps(blocks)))
+            if wide == 1:  # the maps of a block share their input
+                kept += _norms_width(blocks) + _mlp_width(blocks)
+            else:
+                kept += wide * sum(tensor.shape[1] for tensor in _maps(blocks))
+                kept += _mlp_width(blocks) - sum(block.result.shape[1] for block in blocks[1:])
+        return self._activation_bytes(kept)
+
+    def logit_bytes(self) -> int:
+        """Return the bytes of the logits of all supervised positions, in fp32."""
+        return _FP32_BYTES * self.batch.supervised * self._vocabulary
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the parameters of a LoRA of a rank on every map."""
+        return rank * sum(sum(tensor.shape) for blocks in self._layers for tensor in _maps(blocks))
 
     def memory_bytes(self, *, first_layer: int, density: float) -> int:
         """Return trainable state and activations together."""
         return self.state_bytes(first_layer=first_layer, density=density) + self.activation_bytes(
             first_layer=first_layer, density=density
         )
+
+    def _activation_bytes(self, kept_width: int) -> int:
+        return self.batch.tokens * kept_width * self._weight_bytes + self.logit_bytes()
 
     def _forward_flops(self, blocks: list[_Block]) -> int:
         return self._dense_flops(_maps(blocks)) + self._attention_flops(blocks)
@@ -132,14 +174,20 @@ class CostModel:
 
     def _kept_width(self, blocks: list[_Block], density: float) -> int:
         """Return how many numbers a layer keeps for each token."""
-        attention, *others = blocks
-        width = 4 * attention.result.shape[1] + self.batch.width
+        others = blocks[1:]
+        width = self._attention_width(blocks) + _norms_width(blocks)  # norms keep the residual states
         width += sum(t.shape[0] for block in others for t in block.readers)
-        width += sum(_input_width(block) for block in blocks)  # residual states
         if self.kind == "column":
             return width + sum(uniform_counts(_maps(blocks), density))
         # attention's result is the input of its last map
-        return width + sum(_input_width(block) for block in blocks) + sum(block.result.shape[1] for block in others)
+        return width + _norms_width(blocks) + sum(block.result.shape[1] for block in others)
+
+    def _attention_width(self, blocks: list[_Block]) -> int:
+        """Return how many numbers attention keeps for each token: queries, keys, values, result, and a mask."""
+        attention = blocks[0]
+        if self.batch.padded:
+            return 4 * attention.result.shape[1] + self.batch.width
+        return sum(tensor.shape[0] for tensor in attention.readers) + attention.result.shape[1]
 
 
 def _blocks(kind: SupportKind, targets: list[Target]) -> list[_Block]:
@@ -156,3 +204,20 @@ def _maps(blocks: list[_Block]) -> list[TensorUnits]:
 
 def _input_width(block: _Block) -> int:
     return (block.readers[0] if block.readers else block.result).shape[1]
+
+
+def _norms_width(blocks: list[_Block]) -> int:
+    """Return how many numbers go into the norms, one before each block."""
+    return sum(map(_input_width, blocks))
+
+
+def _mlp_width(blocks: list[_Block]) -> int:
+    """Return how many numbers MLPs keep for each token where nothing is made again.
+
+    That is what the readers give, what activation function and product give, of which the last is the input of the
+    block's last map.
+    """
+    return sum(
+        sum(tensor.shape[0] for tensor in block.readers) + len(block.readers) * block.result.shape[1]
+        for block in blocks[1:]
+    )

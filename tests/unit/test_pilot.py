@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -45,6 +46,7 @@ from sparsegate_gates.policy import Policy
 _OURS = "sparse:column:density=0.1:cut=0.5:cached"
 _ARMS = ("full", "lora", _OURS)
 _LABELS = ("w4", "w5")
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> str:
@@ -332,6 +334,8 @@ def test_a_good_arm_of_ours_is_a_go_with_its_conditions_and_all_its_evidence(con
     assert ours.forgetting is not None
     assert ours.forgetting.mean == 0
     assert {example.better for example in ours.changed} == {True}
+    assert ours.predicted_memory_bytes is not None
+    assert {(fit.model, fit.arm) for fit in result.projections} == {(m, a) for m in ("7B", "13B", "70B") for a in _ARMS}
     base = result.arm(BASE)
     assert base is not None
     assert base.safety
@@ -476,3 +480,24 @@ def test_the_shipped_pilot_loads_with_its_data_and_quick_form() -> None:
     for one in (config, quick):
         parts = split(one.name, one.data)
         assert len(parts.pool) >= max(one.sizes)
+
+
+def test_the_pilots_on_public_data_load_and_their_files_are_made_from_theirs(tmp_path: Path) -> None:
+    public, files = tmp_path / "public", tmp_path / "files"
+    messages = [[f"message {n}", "balance" if n % 2 else "timer"] for n in range(400)]
+    pair = {"sentence1": "犬がいる。", "sentence2": "動物がいる。", "label": "entailment"}
+    for name, content in (
+        ("clinc150/domains.json", {"banking": ["balance"], "small_talk": ["timer"]}),
+        ("clinc150/data_small.json", {"train": messages, "test": messages}),
+        ("jglue/jnli-valid.json", pair),
+    ):
+        (public / name).parent.mkdir(parents=True, exist_ok=True)
+        (public / name).write_text(json.dumps(content), encoding="utf-8")
+    runpy.run_path(str(_BENCHMARKS / "pilot_data.py"))["write_data"](public, files)
+    rows = {path.name: [json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files.iterdir()}
+    trained = [row["department"] for row in rows["clinc150_train.jsonl"]]
+    assert (trained.count("banking"), trained.count("small talk")) == (120, 120)
+    assert rows["jnli.jsonl"] == [{"text": "前提: 犬がいる。\n仮説: 動物がいる。", "relation": "含意"}]
+    configs = [load(path, PilotConfig) for path in _BENCHMARKS.glob("pilot_*.yaml")]
+    sources = [source for config in configs for source in (config.data.train, config.data.evaluation) if source]
+    assert sorted(Path(source).name for source in sources) == sorted(rows)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from sparsegate.contracts import JSON, Verdict
 from sparsegate.reports.decode import decode
-from sparsegate.reports.pilot_arm import ArmResult
+from sparsegate.reports.pilot_arm import OURS, ArmResult
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, ReasonCode, TargetCheck
 
 
@@ -156,11 +156,11 @@ class PilotResult:
 
     @property
     def recommended(self) -> ArmResult | None:
-        """The quickest of the arms that meet every target; None unless the answer is go."""
+        """The quickest of the arms that meet every target, ours before others; None unless the answer is go."""
         if self.verdict not in (PilotVerdict.GO, PilotVerdict.CONDITIONS):
             return None
-        able = [(arm.last.seconds, arm) for arm in self.arms if arm.verdict is self.verdict and arm.last is not None]
-        return min(able, key=lambda pair: pair[0])[1]
+        able = [(arm, arm.last) for arm in self.arms if arm.verdict is self.verdict and arm.last is not None]
+        return min(able, key=lambda pair: (pair[0].method != OURS, pair[1].seconds, pair[1].peak_memory_bytes))[0]
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

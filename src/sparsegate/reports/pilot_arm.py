@@ -13,6 +13,7 @@ from typing import Literal
 from sparsegate.contracts import GateResult, Interval, Verdict
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, TargetCheck
 
+OURS = "sparse"  # the method that retrain trains
 ArmState = Literal["base", "complete", "stopped", "failed"]
 
 

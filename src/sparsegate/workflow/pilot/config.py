@@ -10,6 +10,7 @@ from sparsegate.config import EMBEDDED_MODEL, EvaluationConfig, RegistryConfig, 
 from sparsegate.reports.pilot import Price, Targets
 from sparsegate.workflow.bench.options import usable_threads
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
+from sparsegate.workflow.pilot.projection import ProjectionConfig
 
 DEFAULT_ARMS = (
     "full",
@@ -77,6 +78,7 @@ class PilotConfig:
         batch_size: Samples in a step.
         evaluation_batch_size: Samples scored at once.
         general_text: Text to measure forgetting on; None measures none.
+        projection: Larger models, and the devices that they may be trained on.
         device: Where to train.
         threads: Processor threads of each run.
         tracking_uri: Any MLflow tracking URI.
@@ -101,6 +103,7 @@ class PilotConfig:
     batch_size: int = 8
     evaluation_batch_size: int = EvaluationConfig.batch_size
     general_text: GeneralText | None = None
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = field(default_factory=usable_threads)
     tracking_uri: str = RegistryConfig.tracking_uri

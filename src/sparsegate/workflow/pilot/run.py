@@ -26,6 +26,7 @@ from sparsegate.workflow.inputs import check_writable, load_canaries
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.pilot.config import PilotConfig
 from sparsegate.workflow.pilot.evidence import GATES, Questions, arm_folder, judge_arm, pilot_policy
+from sparsegate.workflow.pilot.memory import with_memory
 from sparsegate.workflow.pilot.protocol import ArmRuns, PilotRuns, Protocol
 from sparsegate.workflow.pilot.standings import JUDGING_GATES
 from sparsegate.workflow.pilot.stopping import RULE
@@ -82,9 +83,8 @@ def run_pilot(config: PilotConfig, *, quick: bool = False, ask_one: Ask = ask_pr
         LockedError: If another pilot writes into the same folder.
         SparsegateError: If the base model can't be judged, or MLflow fails.
     """
-    output = Path(config.output)
     pilot = _check(config.quick() if quick else config, quick=quick)
-    config, quality = pilot.config, pilot.config.quality()
+    config, quality, output = pilot.config, pilot.config.quality(), Path(pilot.config.output)
     output.mkdir(parents=True, exist_ok=True)
     with model_lock(output, "pilot"):
         runner = Runner(quality, pilot.base, Results(Path(quality.output)), ask_one)
@@ -166,7 +166,9 @@ def _result(pilot: _Pilot, runs: PilotRuns, environment: Mapping[str, JSON]) -> 
     base = runs.base.found
     if base is None:
         raise SparsegateError(f"the base model could not be judged: {runs.base.error}")
-    arms = [_arm(pilot, arm, base) for arm in runs.arms]
+    arms, projections = with_memory(
+        [_arm(pilot, arm, base) for arm in runs.arms], config, base_folder=pilot.base.folder, parts=pilot.parts
+    )
     distinct = {record.key: record.wall_seconds for record in runs.records()}
     return PilotResult(
         name=config.name,
@@ -182,7 +184,7 @@ def _result(pilot: _Pilot, runs: PilotRuns, environment: Mapping[str, JSON]) -> 
         policy_sha256=pilot.policy.sha256,
         prices=config.prices,
         trainings_per_year=config.trainings_per_year,
-        projections=(),
+        projections=projections,
         stop_rule=RULE,
         wall_seconds=sum(distinct.values()),
         environment=environment,

@@ -11,7 +11,7 @@ from sparsegate.contracts import Prediction, Sample
 from sparsegate.evaluation.intervals import clopper_pearson, wilson
 from sparsegate.files import read_records
 from sparsegate.reports.pilot import Price, Targets
-from sparsegate.reports.pilot_arm import ArmResult, ChangedExample, ProjectedCost, SafetyRate, SizePoint
+from sparsegate.reports.pilot_arm import OURS, ArmResult, ChangedExample, ProjectedCost, SafetyRate, SizePoint
 from sparsegate.reports.pilot_verdict import Reason, TargetCheck, TargetName
 from sparsegate_gates.judging import JudgedAnswer
 
@@ -136,7 +136,7 @@ def find_conditions(arm: ArmResult, *, goal: float, quick: bool) -> tuple[Reason
         found.append(Reason("seeds_disagree", arm.name, figures))
     if tried and arm.learning_rate in (min(tried), max(tried)):
         found.append(Reason("rate_at_edge", arm.name, {"learning_rate": arm.learning_rate}))
-    if arm.method != "sparse":
+    if arm.method != OURS:
         found.append(Reason("not_by_retrain", arm.name, {"method": arm.method}))
     return tuple(found)
 

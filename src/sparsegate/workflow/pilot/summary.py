@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsegate.contracts import GateResult
 from sparsegate.evaluation.intervals import wilson
-from sparsegate.reports.pilot_arm import ArmResult, ArmState, MaskCell, Mean, RateTried, SizePoint
+from sparsegate.reports.pilot_arm import OURS, ArmResult, ArmState, MaskCell, Mean, RateTried, SizePoint
 from sparsegate.workflow.bench.options import parse_sparse
 from sparsegate.workflow.bench.quality.job import BASE, Outcome
 from sparsegate.workflow.bench.quality.summary import estimate
@@ -55,10 +55,11 @@ def measured_arm(runs: ArmRuns, config: PilotConfig, *, evaluation: int) -> ArmR
         error, found = "a figure is not finite", {}
     points = tuple(_point(size, same, evaluation) for size, same in found.items() if same)
     state: ArmState = "failed" if error else "stopped" if runs.stop else "complete"
-    setting = parse_sparse(runs.name.partition(":")[2]) if runs.name.startswith("sparse:") else None
+    method, _, text = runs.name.partition(":")
+    setting = parse_sparse(text) if method == OURS else None
     return ArmResult(
         name=runs.name,
-        method=runs.name.partition(":")[0],
+        method=method,
         state=state,
         density=setting.density if setting else None,
         cut=setting.cut if setting else None,

@@ -50,16 +50,16 @@ def main(paths):
     for path in paths:
         bench = json.loads(Path(path).read_text())
         work = bench["work"]
-        print(f"{work['model']}, {work['dtype']}, batch {work['batch_size']} x {work['tokens']}")
-        print(f"  {'method':<52}{'measured MB':>12}{'predicted MB':>14}{'error':>8}")
+        sys.stdout.write(f"{work['model']}, {work['dtype']}, batch {work['batch_size']} x {work['tokens']}\n")
+        sys.stdout.write(f"  {'method':<52}{'measured MB':>12}{'predicted MB':>14}{'error':>8}\n")
         for method, (measured, predicted) in errors(bench).items():
             if predicted is None:
-                print(f"  {method:<52}{measured / 1e6:>12,.0f}{'no model':>14}")
+                sys.stdout.write(f"  {method:<52}{measured / 1e6:>12,.0f}{'no model':>14}\n")
                 continue
             error = predicted / measured - 1
             worst = max(worst, abs(error))
-            print(f"  {method:<52}{measured / 1e6:>12,.0f}{predicted / 1e6:>14,.0f}{error:>8.1%}")
-    print(f"largest error {worst:.1%}, goal under {GOAL:.0%}")
+            sys.stdout.write(f"  {method:<52}{measured / 1e6:>12,.0f}{predicted / 1e6:>14,.0f}{error:>8.1%}\n")
+    sys.stdout.write(f"largest error {worst:.1%}, goal under {GOAL:.0%}\n")
     return int(worst >= GOAL)
 
 

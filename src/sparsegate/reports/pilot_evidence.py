@@ -120,4 +120,4 @@ def provenance(result: PilotResult, words: Words) -> str:
         **{name: str(value) for name, value in result.environment.items()},
     }
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in facts.items())
-    return f"<details><summary>{escape(words.say('provenance'))}</summary>\n<dl>\n{lines}</dl>\n</details>\n"
+    return section(words.say("provenance"), f"<dl>\n{lines}</dl>\n")

@@ -106,7 +106,9 @@ def assumptions(result: PilotResult, words: Words) -> str:
     if result.stop_rule:
         lines.append(words.say("assume_stop", rule=result.stop_rule))
     if result.projections:
-        lines.append(words.say("assume_hardware"))
+        fit = result.projections[0]
+        work = {"batch_size": fit.batch_size, "tokens": fit.tokens, "supervised": fit.supervised}
+        lines.append(words.say("assume_hardware", **work))
     return section(words.say("assumptions"), listed(map(escape, lines)))
 
 

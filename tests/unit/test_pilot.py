@@ -255,6 +255,13 @@ def test_evaluation_samples_never_stop_an_arm(config: PilotConfig) -> None:
     assert {arm.state for arm in result.arms} == {"base", "complete"}
 
 
+def test_the_last_size_can_be_all_that_there_is(config: PilotConfig) -> None:
+    worker = Worker()
+    result = run_pilot(replace(config, whole=True, seeds=(0,), arms=("full",)), ask_one=worker)
+    assert [len(job.train) for job in worker.jobs[1:]] == [20, 40, 120]
+    assert result.data.sizes == (20, 40, 120)
+
+
 # --- resuming and failures ----------------------------------------------------------------------
 
 

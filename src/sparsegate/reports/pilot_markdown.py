@@ -6,19 +6,20 @@ from collections.abc import Iterable, Sequence
 
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
-from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, assumptions, mean, reason_line
+from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, assumptions, reason_lines
+from sparsegate.reports.pilot_words import Words
 from sparsegate.reports.wording import number, why
 
 
 def pilot_markdown(result: PilotResult) -> str:
     """Return the answer, its reasons, and every table."""
-    data = result.data
+    data, words = result.data, Words("en", result)
     lines = [
         f"# Pilot {result.name}",
         "",
         f"**{_cell(answer_line(result))}**",
         "",
-        *(f"- {_cell(reason_line(reason))}" for reason in result.reasons),
+        *(f"- {_cell(line)}" for line in reason_lines(result)),
         "",
         f"{data.source}: {len(data.labels)} labels, {data.evaluation} evaluation and {data.validation} validation "
         f"samples, {data.red_team} red-team and {data.benign} benign prompts; seeds {', '.join(map(str, result.seeds))}"
@@ -26,11 +27,11 @@ def pilot_markdown(result: PilotResult) -> str:
         "",
         "## Arms",
         "",
-        *_table(ARM_COLUMNS, [arm_row(arm) for arm in result.arms]),
+        *_table(ARM_COLUMNS, [arm_row(arm, words) for arm in result.arms]),
         "",
         "## Learning curve: accuracy",
         "",
-        *_curve(result),
+        *_curve(result, words),
     ]
     if result.prices:
         rows = [
@@ -47,11 +48,11 @@ def pilot_markdown(result: PilotResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _curve(result: PilotResult) -> list[str]:
+def _curve(result: PilotResult, words: Words) -> list[str]:
     sizes = sorted({point.size for arm in result.arms for point in arm.points})
     rows = []
     for arm in result.arms:
-        points = {point.size: mean(point.accuracy) for point in arm.points}
+        points = {point.size: words.mean(point.accuracy) for point in arm.points}
         rows.append((arm.name, *(points.get(size, "-") for size in sizes)))
     return _table(("arm", *(str(size) for size in sizes)), rows)
 

@@ -62,24 +62,11 @@ def _best(result: PilotResult) -> ArmResult | None:
 
 
 def _headline(result: PilotResult, words: Words) -> str:
-    chosen = result.recommended
-    if chosen is not None and chosen.last is not None:
-        point = chosen.last
-        answer = words.say(
-            "answer",
-            arm=words.arm(chosen.name),
-            accuracy=words.mean(point.accuracy),
-            seconds=words.seconds(point.seconds),
-            memory=words.size(point.peak_memory_bytes),
-            savings=words.savings(point, result.arm(result.reference)),
-        )
-    else:
-        answer = words.say(f"no_answer_{result.verdict.value}")
     about = f"{words.say('title')} {result.name}, {result.created_at[:10]}"
     return (
         f'<header class="{result.verdict.value}">\n'
         f"<h1>{escape(words.say(result.verdict.value))}"
-        f'<span class="small">{escape(about)}</span></h1>\n<p class="answer">{escape(answer)}</p>\n'
+        f'<span class="small">{escape(about)}</span></h1>\n<p class="answer">{escape(words.answer(result))}</p>\n'
         f"{_reasons(result, words)}</header>\n"
     )
 

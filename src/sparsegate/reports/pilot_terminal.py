@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsegate.reports.pilot import PilotResult
-from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, reason_line
+from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, reason_lines
 from sparsegate.reports.pilot_verdict import PilotVerdict
+from sparsegate.reports.pilot_words import Words
 
 _STYLES = {
     PilotVerdict.GO: "bold green",
@@ -29,9 +30,9 @@ def print_pilot(result: PilotResult, console: Console) -> None:
     for number, name in enumerate(ARM_COLUMNS):
         table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
     for arm in result.arms:
-        table.add_row(*map(Text, arm_row(arm)))
+        table.add_row(*map(Text, arm_row(arm, Words("en", result))))
     console.print(table)
     console.print()
-    for reason in result.reasons:
-        console.print(Text(reason_line(reason)))
+    for line in reason_lines(result):
+        console.print(Text(line))
     console.print(Text(answer_line(result), style=_STYLES[result.verdict]))

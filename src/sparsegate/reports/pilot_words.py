@@ -142,3 +142,18 @@ class Words:
             memory=f"{point.peak_memory_bytes / reference.last.peak_memory_bytes:.0%}",
             reference=self.arm(reference.name),
         )
+
+    def answer(self, result: PilotResult) -> str:
+        """Return what to do, in a sentence: the recommended arm with its figures, or that there is none."""
+        chosen = result.recommended
+        if chosen is None or chosen.last is None:
+            return self.say(f"no_answer_{result.verdict.value}")
+        point = chosen.last
+        return self.say(
+            "answer",
+            arm=self.arm(chosen.name),
+            accuracy=self.mean(point.accuracy),
+            seconds=self.seconds(point.seconds),
+            memory=self.size(point.peak_memory_bytes),
+            savings=self.savings(point, result.arm(result.reference)),
+        )

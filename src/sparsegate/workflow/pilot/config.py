@@ -64,6 +64,7 @@ class PilotConfig:
         targets: What must be reached, what it may cost, and what is safe.
         output: Folder for results, evidence and reports; what stands in it is not run again.
         arms: Methods as ``sparsegate bench`` knows them.
+        whole: Add a last size: all training samples that there are.
         learning_rates: Rates to choose from, for an arm or for all arms of a name (``sparse``); arms of other names
             than ``full``, ``lora`` and ``sparse`` need theirs.
         reference: The arm that savings are counted from; it is never stopped early.
@@ -90,6 +91,7 @@ class PilotConfig:
     targets: Targets
     output: str
     arms: tuple[str, ...] = DEFAULT_ARMS
+    whole: bool = False
     learning_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     reference: str = "full"
     search_size: int | None = None
@@ -168,6 +170,7 @@ class PilotConfig:
             self,
             output=f"{self.output}-quick",
             arms=arms,
+            whole=False,
             data=replace(self.data, train_sizes=sizes),
             learning_rates={arm: (rate,) for arm, rate in middle.items()},
             search_size=None,

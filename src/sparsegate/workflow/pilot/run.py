@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -104,6 +104,8 @@ def _check(config: PilotConfig, *, quick: bool) -> _Pilot:
     check_choices(config.arms, config.device)
     policy = _check_policy(config)
     parts = split(config.name, config.data)
+    if config.whole and len(parts.pool) not in config.sizes:
+        config = replace(config, data=replace(config.data, train_sizes=(*config.sizes, len(parts.pool))))
     safety = config.safety
     red_team, benign = (load_prompts(source, limit=safety.limit) for source in (safety.red_team, safety.benign))
     questions = Questions(

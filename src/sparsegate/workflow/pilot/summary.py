@@ -101,11 +101,9 @@ def judged_arm(
     kept = first.probed.kept
     safety = safety_rates(gates_folder)
     answers = [predictions(questions, probed) for probed in (first.probed, base.probed)]
-    rises = [
-        after - base.general_perplexity
-        for after in (finite(outcome.general_perplexity) for outcome in found)
-        if after is not None and base.general_perplexity is not None
-    ]
+    before = finite(base.general_perplexity)
+    after = [finite(outcome.general_perplexity) for outcome in found]
+    rises = [] if before is None else [value - before for value in after if value is not None]
     return replace(
         arm,
         tokens_per_second=statistics.fmean(outcome.end.tokens / outcome.end.seconds for outcome in found),

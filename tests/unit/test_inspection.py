@@ -150,6 +150,12 @@ def test_deltas_of_two_bases_are_not_compared(write):
         inspect_delta(write(small()), against=other)
 
 
+def test_old_values_that_are_no_numbers_are_refused(write):
+    nan = {"w.weight": entry([0], [[math.nan], [1.0]], [[1.0], [1.0]])}
+    with pytest.raises(DeltaError, match=r"w\.weight: the old values hold NaN"):
+        inspect_delta(write(Delta(nan, BASE, {})))
+
+
 def test_json_holds_no_number_that_json_can_not(write):
     told = inspect_delta(write(small())).to_json()
     assert all(math.isfinite(w["change_norm"]) for w in told["weights"])

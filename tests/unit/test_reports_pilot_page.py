@@ -1,3 +1,4 @@
+import json
 import re
 import string
 from dataclasses import replace
@@ -21,6 +22,7 @@ from sparsegate.reports.pilot_page import pilot_page
 from sparsegate.reports.pilot_plots import Dot, mask_plot, pareto_plot, undominated
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, TargetCheck
 from sparsegate.reports.pilot_words import texts
+from sparsegate.workflow.pilot.write import write_reports
 
 OURS = "sparse:column:density=0.1:cut=0.667"
 FIGURES = {  # accuracy by size, seconds, bytes of memory, trained parameters, bytes of the file
@@ -131,7 +133,9 @@ def pilot(**more):
             "prices": (Price("L4 24 GB", 0.8, "USD", 20.0, "List price; speed from a vendor's sheet."),),
             "trainings_per_year": 12,
             "projections": tuple(
-                HardwareFit("7B", 6_738_415_616, name, int(needed), device, 24_000_000_000 if device else None)
+                HardwareFit(
+                    "7B", 6_738_415_616, name, int(needed), device, 24_000_000_000 if device else None, 8, 512, 64
+                )
                 for name, device, needed in fits
             ),
             "stop_rule": "beaten on validation samples",
@@ -314,6 +318,28 @@ def test_letters_do_not_cover_each_other():
     tags = Reader(pareto_plot(dots, goal=0.4, unit="s", label="")).tags
     places = [(given.get("dx"), given["y"]) for tag, given in tags if given.get("class") == "letter"]
     assert len(set(places)) == 4
+
+
+def test_arms_that_would_be_called_the_same_are_told_apart():
+    cached = arm(OURS, name=f"{OURS}:cached", points=())
+    text = Reader(pilot_page(pilot(arms=(*ARMS, cached)))).text
+    assert f"C sparse columns, 10%, lowest 67% of the layers frozen ({OURS})" in text
+    assert f"E sparse columns, 10%, lowest 67% of the layers frozen ({OURS}:cached)" in text
+
+
+def test_a_report_holds_the_page_in_each_language(tmp_path):
+    written = write_reports(pilot(), tmp_path)
+    assert [path.name for path in written] == ["pilot.json", "pilot.md", "pilot.html", "pilot.ja.html"]
+    assert PilotResult.from_json(json.loads(written[0].read_text())) == pilot()
+    for path, language in zip(written[2:], ("en", "ja"), strict=True):
+        assert path.read_text(encoding="utf-8") == pilot_page(pilot(), language)
+
+
+def test_a_projection_says_what_it_rests_on():
+    text = Reader(pilot_page(pilot())).text
+    assert "7B 6.7B parameters sparse columns, 10%, lowest 67% of the layers frozen 23.9 GB L4 24 GB" in text
+    assert "batches of 8 x 512 tokens, 64 of each supervised" in text
+    assert "nothing of that size was run" in text
 
 
 def test_of_safety_prompts_categories_and_counts_are_shown():

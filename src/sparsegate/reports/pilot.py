@@ -81,6 +81,9 @@ class HardwareFit:
         memory_bytes: Peak memory by the memory model.
         device: The smallest known device that holds it; None if none does.
         device_bytes: That device's memory.
+        batch_size: Samples in a batch.
+        tokens: Tokens of a sample.
+        supervised: Tokens of a sample that the loss is taken on.
     """
 
     model: str
@@ -89,6 +92,9 @@ class HardwareFit:
     memory_bytes: int
     device: str | None
     device_bytes: int | None
+    batch_size: int = 0
+    tokens: int = 0
+    supervised: int = 0
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,9 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     if result.stop_rule:
         lines.append(words.say("assume_stop", rule=result.stop_rule))
     if result.projections:
-        lines.append(words.say("assume_hardware"))
+        fit = result.projections[0]
+        work = {"batch_size": fit.batch_size, "tokens": fit.tokens, "supervised": fit.supervised}
+        lines.append(words.say("assume_hardware", **work))
     return lines
 
 
@@ -125,4 +127,4 @@ def provenance(result: PilotResult, words: Words) -> str:
         **{name: str(value) for name, value in result.environment.items()},
     }
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in facts.items())
-    return f"<details><summary>{escape(words.say('provenance'))}</summary>\n<dl>\n{lines}</dl>\n</details>\n"
+    return section(words.say("provenance"), f"<dl>\n{lines}</dl>\n")

@@ -5,7 +5,7 @@ Whatever comes from data, models or configuration is escaped. Of safety prompts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from html import escape
 from itertools import groupby
 from string import ascii_uppercase
@@ -31,22 +31,24 @@ def pilot_page(result: PilotResult, language: Language = "en") -> str:
     words = Words(language, result)
     letters = dict(zip((arm.name for arm in result.arms), _letters(), strict=False))
     subject = result.recommended or _best(result)
-    sections: list[Callable[[], str]] = [
-        lambda: _headline(result, words),
-        lambda: next_steps(result, words, subject),
-        lambda: _methods(result, words, letters),
-        lambda: _pareto(result, words, letters),
-        lambda: _curves(result, words, letters),
-        lambda: _mask(words, subject),
-        lambda: _safety(words, subject),
-        lambda: _gates(result, words, letters),
-        lambda: _examples(words, subject),
-        lambda: hardware(result, words),
-        lambda: assumptions(result, words),
-        lambda: provenance(result, words),
-    ]
     title = f"{words.say(result.verdict.value)}: {result.name}"
-    return page_head(language, title, "pilot_page.css") + "".join(part() for part in sections) + "</body>\n</html>\n"
+    parts = [
+        page_head(language, title, "pilot_page.css"),
+        _headline(result, words),
+        next_steps(result, words, subject),
+        _methods(result, words, letters),
+        _pareto(result, words, letters),
+        _curves(result, words, letters),
+        _mask(words, subject),
+        _safety(words, subject),
+        _gates(result, words, letters),
+        _examples(words, subject),
+        hardware(result, words),
+        assumptions(result, words),
+        provenance(result, words),
+        "</body>\n</html>\n",
+    ]
+    return "".join(parts)
 
 
 def _letters() -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -39,10 +40,9 @@ class Words:
     def __init__(self, language: Language, result: PilotResult) -> None:
         self.language = language
         self._currency = result.prices[0].currency if result.prices else ""
-        self._arms = {arm.name: self._name_arm(arm) for arm in result.arms}
-        for name, told in self._arms.items():
-            if list(self._arms.values()).count(told) > 1:
-                self._arms[name] = f"{told} ({name})"
+        told = {arm.name: self._name_arm(arm) for arm in result.arms}
+        shared = Counter(told.values())
+        self._arms = {name: text if shared[text] == 1 else f"{text} ({name})" for name, text in told.items()}
 
     def say(self, key: str, **figures: object) -> str:
         """Return a text, its figures filled in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -187,6 +188,9 @@ def _overlap(delta: Delta, path: Path, other: Path) -> Overlap:
 
 def _examine(name: str, entry: DeltaEntry) -> WeightChange:
     old, new = entry.old.double(), entry.new.double()
+    change_norm, trained_norm = (float(torch.linalg.vector_norm(values)) for values in (new - old, old))
+    if not math.isfinite(trained_norm):
+        raise DeltaError(f"{name}: the old values hold NaN or infinity; the delta or its base is damaged")
     found = _LAYER.search(name)
     module = name[found.end() :] if found else name
     return WeightChange(
@@ -198,8 +202,8 @@ def _examine(name: str, entry: DeltaEntry) -> WeightChange:
         trained=entry.new.numel(),
         total=entry.shape[0] * entry.shape[1],
         moved=int((entry.new != entry.old).sum()),
-        change_norm=float(torch.linalg.vector_norm(new - old)),
-        trained_norm=float(torch.linalg.vector_norm(old)),
+        change_norm=change_norm,
+        trained_norm=trained_norm,
     )
 
 

@@ -239,6 +239,9 @@ def project(
                     memory_bytes=needed,
                     device=None if fit is None else fit.name,
                     device_bytes=None if fit is None else round(fit.memory_gb * 1e9),
+                    batch_size=config.batch_size,
+                    tokens=config.tokens,
+                    supervised=config.supervised,
                 )
             )
     return tuple(found)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sparsegate.config import EMBEDDED_MODEL, EvaluationConfig, RegistryConfig, SafetyConfig, TrainingConfig
 from sparsegate.reports.pilot import Price, Targets
+from sparsegate.reports.pilot_arm import OURS
 from sparsegate.workflow.bench.options import usable_threads
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.pilot.projection import ProjectionConfig
@@ -25,7 +26,7 @@ DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
     "lora": (2e-4, 5e-4, 1e-3),
     "sparse": (5e-4, 1e-3, 2e-3),
 }
-QUICK_ARMS, QUICK_SIZES, QUICK_PROMPTS = 3, 2, 30
+QUICK_SIZES, QUICK_EVALUATION, QUICK_PROMPTS = 2, 120, 30
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,13 @@ class PilotConfig:
         )
 
     def quick(self) -> PilotConfig:
-        """Return a pilot of minutes: the first arms, the smaller sizes, one seed, one rate each, fewer prompts.
+        """Return a pilot of minutes: the reference and the first arm of ours, small sizes, one seed, one rate each.
 
-        It has an output folder of its own, beside that of the whole pilot.
+        It asks fewer samples and prompts, and has an output folder of its own, beside that of the whole pilot.
         """
-        quality = self.quality()
-        arms = tuple(dict.fromkeys((self.reference, *self.arms)))[:QUICK_ARMS]
-        sizes = self.sizes[:QUICK_SIZES]
+        quality, data = self.quality(), self.data
+        ours = next((arm for arm in self.arms if arm.partition(":")[0] == OURS), self.arms[0])
+        arms = tuple(dict.fromkeys((self.reference, ours)))
         middle = {arm: sorted(quality.rates(arm))[(len(quality.rates(arm)) - 1) // 2] for arm in arms}
         limit = self.safety.limit
         return replace(
@@ -171,7 +172,11 @@ class PilotConfig:
             output=f"{self.output}-quick",
             arms=arms,
             whole=False,
-            data=replace(self.data, train_sizes=sizes),
+            data=replace(
+                data,
+                train_sizes=self.sizes[:QUICK_SIZES],
+                evaluation_size=min(data.evaluation_size, QUICK_EVALUATION),
+            ),
             learning_rates={arm: (rate,) for arm, rate in middle.items()},
             search_size=None,
             seeds=self.seeds[:1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import runpy
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparsegate import cli
 from sparsegate.config_file import load, shipped_config
@@ -21,7 +23,7 @@ from sparsegate.registry.connection import connect
 from sparsegate.reports.pilot import PilotResult, Price, Targets
 from sparsegate.reports.pilot_verdict import PilotVerdict
 from sparsegate.workflow.bench.quality import runner
-from sparsegate.workflow.bench.quality.config import QualityData
+from sparsegate.workflow.bench.quality.config import GeneralText, QualityData
 from sparsegate.workflow.bench.quality.job import (
     BASE,
     Answers,
@@ -35,6 +37,7 @@ from sparsegate.workflow.bench.quality.job import (
     QualityJob,
 )
 from sparsegate.workflow.bench.quality.samples import split
+from sparsegate.workflow.bench.quality.train import run_job
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.pilot import evidence, run
 from sparsegate.workflow.pilot.config import PilotConfig
@@ -348,6 +351,41 @@ def test_a_good_arm_of_ours_is_a_go_with_its_conditions_and_all_its_evidence(con
     base = result.arm(BASE)
     assert base is not None
     assert base.safety
+
+
+def test_a_pilot_of_real_models_has_real_figures_in_every_place(config: PilotConfig, tmp_path: Path) -> None:
+    def ask_one(job: QualityJob) -> Outcome:
+        return Outcome.from_json(json.loads(json.dumps(asdict(run_job(job)))))
+
+    gc.freeze()  # a run collects garbage, which in a test's process would walk through everything
+    rates = {"full": (5e-3,), "sparse": (5e-3,)}
+    text = GeneralText(_write(tmp_path / "general.jsonl", _prompts(4, "w9 w8")), column="prompt", tokens=20)
+    small = replace(
+        config,
+        arms=("full", _OURS),
+        learning_rates=rates,
+        seeds=(0,),
+        general_text=text,
+        threads=torch.get_num_threads(),
+    )
+    result = run_pilot(small, ask_one=ask_one)
+    gc.unfreeze()
+    for name in small.arms:
+        arm = result.arm(name)
+        assert arm is not None
+        assert arm.state == "complete"
+        assert arm.last is not None
+        assert arm.last.seconds > 0
+        assert arm.artifact_bytes
+        assert arm.tokens_per_second
+        assert arm.forgetting is not None
+        assert arm.forgetting.mean != 0
+        assert {rate.fault for rate in arm.safety} == {"harmful", "refused"}
+        assert len(arm.gates) == 5
+    ours = result.arm(_OURS)
+    assert ours is not None
+    assert sum(cell.trained for cell in ours.mask) == ours.trained_parameters
+    assert {cell.layer for cell in ours.mask} == {2, 3}
 
 
 def test_a_missed_goal_is_a_no_go_and_an_unsure_one_not_enough_evidence(config: PilotConfig) -> None:

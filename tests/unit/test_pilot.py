@@ -307,9 +307,11 @@ def test_an_arm_whose_rates_all_fail_has_failed(config: PilotConfig) -> None:
     assert ours.error == "no learning rate worked; the last said: diverged"
 
 
-def test_without_a_base_model_there_is_no_answer(config: PilotConfig) -> None:
+def test_without_a_base_model_nothing_is_trained_and_there_is_no_answer(config: PilotConfig) -> None:
+    asked = []
     with pytest.raises(SparsegateError, match="the base model could not be judged: killed"):
-        run_pilot(config, ask_one=lambda job: "killed")
+        run_pilot(config, ask_one=lambda job: asked.append(job.method) or "killed")
+    assert asked == [BASE]
     assert not (Path(config.output) / "pilot.json").exists()
 
 

@@ -17,7 +17,7 @@ class Targets:
     """What the pilot is held against; None does not ask. The pessimistic end of an interval must keep each bound.
 
     Args:
-        accuracy: Least accuracy on the evaluation samples.
+        accuracy: Least accuracy on the evaluation samples, of the first seed's model at the largest size.
         seconds: Most seconds of one training at the largest size, as measured here.
         peak_memory_gb: Most memory of one training, in 10**9 bytes.
         money: Most money for one training on the first priced device.

@@ -82,6 +82,11 @@ def _costs(result: PilotResult, words: Words) -> str:
 
 def assumptions(result: PilotResult, words: Words) -> str:
     """List what the figures rest on."""
+    return section(words.say("assumptions"), listed(map(escape, assumption_lines(result, words))))
+
+
+def assumption_lines(result: PilotResult, words: Words) -> list[str]:
+    """Return what the figures rest on, a line each."""
     environment, data = result.environment, result.data
     lines = [
         words.say(
@@ -110,7 +115,7 @@ def assumptions(result: PilotResult, words: Words) -> str:
         lines.append(words.say("assume_stop", rule=result.stop_rule))
     if result.projections:
         lines.append(words.say("assume_hardware"))
-    return section(words.say("assumptions"), listed(map(escape, lines)))
+    return lines
 
 
 def provenance(result: PilotResult, words: Words) -> str:

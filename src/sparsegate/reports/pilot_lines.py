@@ -5,7 +5,6 @@ from __future__ import annotations
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.reports.pilot_words import Words
-from sparsegate.reports.wording import number
 
 ARM_COLUMNS = (
     "arm", "answer", "rate", "accuracy", "train s", "peak GB", "trained", "file MB", "forgets", "harmful", "refused"
@@ -44,20 +43,3 @@ def arm_row(arm: ArmResult, words: Words) -> tuple[str, ...]:
         rates.get("harmful", "-"),
         rates.get("refused", "-"),
     )
-
-
-def assumptions(result: PilotResult) -> list[str]:
-    """Return what the figures rest on, a line each."""
-    prices = [
-        f"{price.device}: {number(price.per_hour)} {price.currency} an hour, taken as {price.speed:g} times as fast as"
-        f" here; {price.assumption}"
-        for price in result.prices
-    ]
-    return [
-        *prices,
-        f"{result.trainings_per_year} trainings a year.",
-        "Training time and memory are measured here, on "
-        f"{result.environment.get('processor', 'this machine')}, {result.environment.get('threads', '?')} threads;"
-        " judging is not counted.",
-        result.stop_rule,
-    ]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
-from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, assumptions, reason_lines
+from sparsegate.reports.pilot_evidence import assumption_lines
+from sparsegate.reports.pilot_lines import ARM_COLUMNS, answer_line, arm_row, reason_lines
 from sparsegate.reports.pilot_words import Words
 from sparsegate.reports.wording import number, why
 
@@ -35,13 +36,25 @@ def pilot_markdown(result: PilotResult) -> str:
     ]
     if result.prices:
         rows = [
-            (arm.name, cost.device, number(cost.seconds), *(f"{x:.4g} {cost.currency}" for x in cost_of))
+            (
+                arm.name,
+                cost.device,
+                number(cost.seconds),
+                number(cost.money),
+                number(cost.money_per_year),
+                cost.currency,
+            )
             for arm in result.arms
             for cost in arm.costs
-            for cost_of in [(cost.money, cost.money_per_year)]
         ]
-        lines += ["", "## Costs", "", *_table(("arm", "device", "seconds", "one training", "a year"), rows)]
-    lines += ["", "What these figures rest on:", "", *(f"- {_cell(line)}" for line in assumptions(result))]
+        lines += ["", "## Costs", "", *_table(("arm", "device", "seconds", "one training", "a year", "in"), rows)]
+    if result.projections:
+        fits = [
+            (fit.model, fit.arm, words.size(fit.memory_bytes), fit.device or words.say("too_large"))
+            for fit in result.projections
+        ]
+        lines += ["", "## Larger models", "", *_table(("model", "arm", "memory", "smallest device"), fits)]
+    lines += ["", "What these figures rest on:", "", *(f"- {_cell(line)}" for line in assumption_lines(result, words))]
     for arm in result.arms:
         if arm.verdict is not None:
             lines += ["", f"## {arm.name}", "", *_arm(arm)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sparsegate.contracts import Sample
 from sparsegate.data import PromptRow
+from sparsegate.errors import SparsegateError
 from sparsegate.reports.pilot_arm import Stop
 from sparsegate.workflow.bench.quality.job import JudgedSet, Probe
 from sparsegate.workflow.bench.quality.records import RunRecord
@@ -93,8 +94,14 @@ class Protocol:
             self._expect_finals(config.sizes)
 
     def run(self) -> PilotRuns:
-        """Run what is not there yet."""
+        """Run what is not there yet.
+
+        Raises:
+            SparsegateError: If the base model can't be judged: nothing could be compared with it.
+        """
         base = self._run_base()
+        if base.error:
+            raise SparsegateError(f"the base model could not be judged: {base.error}")
         arms = tuple(ArmRuns(name) for name in self._config.arms)
         for arm in arms:
             self._choose_rate(arm)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparsegate import __version__
 from sparsegate.contracts import JSON, canonical_json
 from sparsegate.data import dataset_digest, load_prompts
-from sparsegate.errors import ConfigError, SparsegateError
+from sparsegate.errors import ConfigError
 from sparsegate.files import sha256_bytes
 from sparsegate.models import BaseModel, resolve
 from sparsegate.registry.tracking import check_tracking
@@ -166,8 +166,7 @@ def _result(pilot: _Pilot, runs: PilotRuns, environment: Mapping[str, JSON]) -> 
     """Ask the gates, and put together what was found."""
     config, asked = pilot.config, pilot.questions
     base = runs.base.found
-    if base is None:
-        raise SparsegateError(f"the base model could not be judged: {runs.base.error}")
+    assert base is not None, "without it the protocol ends"
     arms, projections = with_memory(
         [_arm(pilot, arm, base) for arm in runs.arms], config, base_folder=pilot.base.folder, parts=pilot.parts
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -94,17 +94,16 @@ def check_targets(
     """
     checks: list[TargetCheck] = []
 
-    def at_most(target: TargetName, goal: float | None, figure: Callable[[], float | None]) -> None:
+    def at_most(target: TargetName, goal: float | None, observed: float | None) -> None:
         if goal is not None:
-            observed = figure()
             checks.append(TargetCheck(target, goal, "at_most", observed, n=0 if observed is None else 1))
 
     right = point.by_seed[0]
     accuracy = wilson(round(right * evaluation), evaluation)
     checks.append(TargetCheck("accuracy", targets.accuracy, "at_least", right, accuracy, evaluation))
-    at_most("seconds", targets.seconds, lambda: finite(point.seconds))
-    at_most("peak_memory_gb", targets.peak_memory_gb, lambda: point.peak_memory_bytes / 1e9)
-    at_most("money", targets.money, lambda: finite(costs[0].money) if costs else None)
+    at_most("seconds", targets.seconds, finite(point.seconds))
+    at_most("peak_memory_gb", targets.peak_memory_gb, point.peak_memory_bytes / 1e9)
+    at_most("money", targets.money, finite(costs[0].money) if costs else None)
     goals: tuple[tuple[TargetName, float | None, Fault], ...] = (
         ("harmful_rate", targets.harmful_rate, "harmful"),
         ("over_refusal_rate", targets.over_refusal_rate, "refused"),

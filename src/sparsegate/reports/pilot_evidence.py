@@ -45,6 +45,9 @@ def hardware(result: PilotResult, words: Words) -> str:
             )
             for fit in result.projections
         ]
+        fit = result.projections[0]
+        work = {"batch_size": fit.batch_size, "tokens": fit.tokens, "supervised": fit.supervised}
+        parts.append(f'<p class="small">{escape(words.say("hardware_legend", **work))}</p>\n')
         parts.append(table([words.say(key) for key in ("model", "arm", "memory", "device")], rows))
     checked = [
         (arm, arm.predicted_memory_bytes, arm.last.peak_memory_bytes)
@@ -111,9 +114,7 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     if result.stop_rule:
         lines.append(words.say("assume_stop", rule=result.stop_rule))
     if result.projections:
-        fit = result.projections[0]
-        work = {"batch_size": fit.batch_size, "tokens": fit.tokens, "supervised": fit.supervised}
-        lines.append(words.say("assume_hardware", **work))
+        lines.append(words.say("assume_hardware"))
     return lines
 
 

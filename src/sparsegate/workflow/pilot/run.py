@@ -124,7 +124,7 @@ def _check(config: PilotConfig, *, quick: bool) -> _Pilot:
         device=f"{config.device} ({config.threads} threads)",
     )
     for line in _shortages(policy, questions):
-        _LOG.warning("no arm can pass: %s", line)
+        _LOG.warning("arms may not pass: %s", line)
     base = resolve(config.model)
     check_tracking(config.tracking_uri)
     return _Pilot(config, quick, policy, parts, questions, base)
@@ -151,6 +151,7 @@ def _check_policy(config: PilotConfig) -> Policy:
 
 
 def _shortages(policy: Policy, questions: Questions) -> list[str]:
+    """Say what the gates will lack, a line each."""
     sizes = Sizes.of(
         train=questions.train,
         evaluation=questions.evaluation,
@@ -159,7 +160,10 @@ def _shortages(policy: Policy, questions: Questions) -> list[str]:
         canaries=questions.canaries,
         by_label=True,
     )
-    return shortages(lint(policy, sizes))
+    unseen = sorted({*questions.labels} - {sample.response for sample in questions.evaluation})
+    # harmful_output takes a label that no evaluation sample has for no label
+    told = [f"the labels {', '.join(unseen)} stand in no evaluation sample; raise evaluation_size"] if unseen else []
+    return [*shortages(lint(policy, sizes)), *told]
 
 
 def _result(pilot: _Pilot, runs: PilotRuns, environment: Mapping[str, JSON]) -> PilotResult:

@@ -14,8 +14,10 @@ from sparsegate import __version__
 from sparsegate.bench_command import bench
 from sparsegate.config_options import parse_config
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean, is_full
+from sparsegate.inspect_command import inspect
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
+from sparsegate.pilot_command import pilot
 from sparsegate.runs_options import parse_runs_options
 from sparsegate.version_options import parse_version_options, registry_of
 
@@ -40,8 +42,10 @@ usage: sparsegate VERB [--help]
             --draft-suite FILE asks for a suite of expectations drafted from the data
   waive     let a gate that failed pass once, by a signature
   init      write a new project, and on request the files of its schedule
+  inspect   where the mask of a delta lies, its largest changes, and what it shares with another delta
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
             with --quality, their accuracy, time to it, and forgetting
+  pilot     what full fine-tuning, LoRA and sparse training keep, save and risk on your data: go or no-go
 
 exit codes: 0 passed, 2 usage or configuration, 10 a gate failed, 11 not enough evidence, 20 error (worth a retry),
             30 nothing to do, or another run holds the lock
@@ -301,7 +305,9 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "validate": validate,
     "waive": waive,
     "init": init,
+    "inspect": inspect,
     "bench": bench,
+    "pilot": pilot,
 }
 
 

@@ -18,11 +18,12 @@ from sparsegate.config_file import load
 from sparsegate.contracts import Sample
 from sparsegate.data import normalise
 from sparsegate.errors import ConfigError, DataError, ExitCode, LockedError
-from sparsegate.workflow.bench.quality import plot, run
+from sparsegate.workflow.bench.quality import plot, runner
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.bench.quality.job import Outcome, Point, QualityJob
 from sparsegate.workflow.bench.quality.records import RunRecord
-from sparsegate.workflow.bench.quality.run import Setting, ask_process, best_rate, run_quality
+from sparsegate.workflow.bench.quality.run import Setting, best_rate, run_quality
+from sparsegate.workflow.bench.quality.runner import ask_process
 from sparsegate.workflow.bench.quality.samples import draw, split
 from sparsegate.workflow.bench.quality.summary import QualityReport, summarise
 from sparsegate.workflow.bench.quality.table import print_quality
@@ -381,7 +382,7 @@ def test_a_job_runs_in_a_process_of_its_own(config: QualityConfig) -> None:
 def test_the_command_writes_every_form(
     config: QualityConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ask", lambda job, *, worker, read: read(asdict(_outcome(0.75))))
+    monkeypatch.setattr(runner, "ask", lambda job, *, worker, read: read(asdict(_outcome(0.75))))
     path, figures = tmp_path / "quality.yaml", tmp_path / "quality.json"
     values = asdict(config)
     del values["epochs"], values["general_skills"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sparsegate.errors import SparsegateError
 from sparsegate.workflow.bench.quality import train
-from sparsegate.workflow.bench.quality.job import BASE, GeneralSet, JudgedSet, Outcome, QualityJob
+from sparsegate.workflow.bench.quality.job import BASE, GeneralSet, JudgedSet, Outcome, Probe, QualityJob
 from sparsegate.workflow.bench.quality.judge import Judge, Judgement, encode_general
 from sparsegate.workflow.bench.quality.train import run_job
 
@@ -161,3 +162,38 @@ def test_a_supports_refresh_follows_the_given_rule(job: QualityJob) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(job: QualityJob) -> None:
     with pytest.raises(SparsegateError, match=r"training diverged at step \d with learning rate 1e\+30"):
         run_job(replace(job, method="full", learning_rate=1e30))
+
+
+@pytest.mark.parametrize("method", [BASE, "lora", "sparse:column:density=0.2:cut=0.5:cached"])
+def test_a_probe_says_what_the_trained_model_says_and_what_would_be_kept(method: str, job: QualityJob) -> None:
+    validation = replace(job.judged, samples=_samples(9, 200))
+    probe = Probe(validation, ["w9 w8", "w7"], ["w3 w4 w5"], max_new_tokens=3, keep=True)
+    steps = 0 if method == BASE else 6
+    asked = replace(job, method=method, steps=steps, train=job.train[: 14 * bool(steps)], general=None, skills=None)
+    plain, found = run_job(asked), run_job(replace(asked, probe=probe))
+    probed = found.probed
+    assert probed is not None
+    assert [point.quality for point in found.points] == [point.quality for point in plain.points]
+    right = [label == n % 2 for n, label in enumerate(probed.judged.labels, start=100)]
+    assert sum(right) / len(right) == found.end.quality
+    assert probed.validation is not None
+    assert len(probed.validation.labels) == 9
+    assert (len(probed.red_team), len(probed.red_team_labels), len(probed.benign)) == (2, 2, 1)
+    if method == BASE:
+        assert probed.kept is None
+        return
+    assert probed.kept is not None
+    assert probed.kept.artifact_bytes > 0
+    # values, gradients and two moments in fp32, and Adam's counters
+    assert 16 <= probed.kept.state_bytes / found.trained_parameters < 17
+    ours = method.startswith("sparse")
+    assert {cell.layer for cell in probed.kept.mask} == ({2, 3} if ours else set())
+    assert not ours or sum(cell.trained for cell in probed.kept.mask) == found.trained_parameters
+
+
+def test_jobs_and_outcomes_with_a_probe_are_the_same_after_json(job: QualityJob) -> None:
+    probe = Probe(job.judged, ["w9"], ["w3"], max_new_tokens=2, keep=True)
+    asked = replace(job, method="sparse:column", probe=probe)
+    assert QualityJob.from_json(json.loads(json.dumps(asdict(asked)))) == asked
+    found = run_job(asked)
+    assert Outcome.from_json(json.loads(json.dumps(asdict(found)))) == found

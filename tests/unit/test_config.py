@@ -12,6 +12,7 @@ from sparsegate.config import DataConfig, RunConfig, TrainingConfig, check_rules
 from sparsegate.config_file import load, shipped_config
 from sparsegate.errors import ConfigError, ExitCode
 from sparsegate.workflow.bench.quality.config import QualityConfig
+from sparsegate.workflow.pilot.config import PilotConfig
 
 SHIPPED = sorted(Path(inspect.getfile(sparsegate)).with_name("configs").glob("*.yaml"))
 
@@ -258,7 +259,9 @@ def test_check_rules_reports_every_broken_rule_of_a_configuration_made_in_python
 def test_every_shipped_configuration_loads_and_opens_with_its_command(path):
     command = path.read_text(encoding="utf-8").splitlines()[0]
     assert command.startswith("# sparsegate ")
-    check_rules(load(path, QualityConfig if "--quality" in command else RunConfig))
+    kinds = {"--quality": QualityConfig, "pilot": PilotConfig}
+    kind = next((kind for word, kind in kinds.items() if word in command.split()), RunConfig)
+    check_rules(load(path, kind))
     assert shipped_config(path.stem) == path
 
 

@@ -11,9 +11,9 @@ from sparsegate.reports.model import GateReport
 from sparsegate.reports.plots import category_bars, category_tables, forest_plot, plotted
 from sparsegate.reports.wording import NEXT_STEP, measured, needed, number, question, why
 
-_SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INSUFFICIENT: "?", Verdict.WAIVED: "⚑"}
+SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.INSUFFICIENT: "?", Verdict.WAIVED: "⚑", Verdict.ERROR: "!"}
 _HEAD = """<!DOCTYPE html>
-<html lang="en">
+<html lang="{language}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -23,10 +23,8 @@ _HEAD = """<!DOCTYPE html>
 
 def to_html(report: GateReport) -> str:
     """Return the page."""
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     parts = [
-        _HEAD,
-        f"<title>{report.verdict}: {escape(report.subject)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n",
+        page_head("en", f"{report.verdict}: {report.subject}"),
         _headline(report),
         _gate_table(report.results),
         _plots(report.results),
@@ -34,6 +32,19 @@ def to_html(report: GateReport) -> str:
         "</body>\n</html>\n",
     ]
     return "".join(parts)
+
+
+def page_head(language: str, title: str, *more_styles: str) -> str:
+    """Return what stands before a page's contents.
+
+    Args:
+        language: Language of the page, such as ``en``.
+        title: Its title.
+        more_styles: Style sheets of this package that come after the common one.
+    """
+    sheets = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", *more_styles))
+    head = _HEAD.format(language=language)
+    return f"{head}<title>{escape(title)}</title>\n<style>\n{''.join(sheets)}</style>\n</head>\n<body>\n"
 
 
 def _headline(report: GateReport) -> str:
@@ -57,7 +68,7 @@ def _headline(report: GateReport) -> str:
 
 
 def _word(verdict: Verdict) -> str:
-    return f'<span class="verdict">{_SYMBOLS.get(verdict, "!")} {verdict}</span>'
+    return f'<span class="verdict">{SYMBOLS[verdict]} {verdict}</span>'
 
 
 def _items(check: Check | None) -> str:

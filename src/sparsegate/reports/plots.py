@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sparsegate.contracts import JSON, Check, Verdict
 from sparsegate.reports.wording import measured, needed, number
 
-_INK, _FORBIDDEN = "#111", "#ddd"
+INK, _FORBIDDEN = "#111", "#ddd"
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -72,27 +72,27 @@ def _forest_row(check: Check, axis: Axis) -> str:
     forbidden = f'x="0" width="{edge}"' if at_least else f'x="{edge}" width="100%"'
     marks = [
         f'<rect {forbidden} y="0" height="26" fill="{_FORBIDDEN}"/>',
-        _line(edge, 0, edge, 26, dashed=True),
-        _line(axis.at(low), 13, axis.at(high), 13),
-        _line(axis.at(low), 6 if at_least else 10, axis.at(low), 20 if at_least else 16),
-        _line(axis.at(high), 10 if at_least else 6, axis.at(high), 16 if at_least else 20),
-        f'<circle cx="{axis.at(observed)}" cy="13" r="5" stroke="{_INK}" stroke-width="2"'
-        f' fill="{_INK if check.verdict is Verdict.PASS else "#fff"}"/>',
+        line(edge, 0, edge, 26, dashed=True),
+        line(axis.at(low), 13, axis.at(high), 13),
+        line(axis.at(low), 6 if at_least else 10, axis.at(low), 20 if at_least else 16),
+        line(axis.at(high), 10 if at_least else 6, axis.at(high), 16 if at_least else 20),
+        f'<circle cx="{axis.at(observed)}" cy="13" r="5" stroke="{INK}" stroke-width="2"'
+        f' fill="{INK if check.verdict is Verdict.PASS else "#fff"}"/>',
     ]
     label = f"{check.name}: {measured(check)}, needed {needed(check)}, {check.verdict}"
     word = "" if check.verdict is Verdict.PASS else f" {check.verdict}"
     return (
-        f'<div class="row {check.verdict}"><div>{escape(check.name)}</div>{_svg(26, marks, label)}'
+        f'<div class="row {check.verdict}"><div>{escape(check.name)}</div>{svg(26, marks, label)}'
         f"<div>{escape(measured(check))}, {escape(needed(check))}{word}</div></div>\n"
     )
 
 
 def _axis_row(axis: Axis) -> str:
-    marks = [_line("0", 1, "100%", 1)]
+    marks = [line("0", 1, "100%", 1)]
     for tick in axis.ticks():
-        marks.append(_line(axis.at(tick), 1, axis.at(tick), 5))
+        marks.append(line(axis.at(tick), 1, axis.at(tick), 5))
         marks.append(f'<text x="{axis.at(tick)}" y="17" text-anchor="middle">{escape(number(tick))}</text>')
-    return f'<div class="row axis"><div></div>{_svg(20, marks, "axis")}<div></div></div>\n'
+    return f'<div class="row axis"><div></div>{svg(20, marks, "axis")}<div></div></div>\n'
 
 
 def category_tables(details: Mapping[str, JSON]) -> dict[str, Mapping[str, Mapping[str, int]]]:
@@ -117,24 +117,36 @@ def category_bars(table: Mapping[str, Mapping[str, int]]) -> str:
         models = sorted((model for model in row if model != "n"), key=lambda model: (model != "candidate", model))
         for position, model in enumerate(models):
             text = f"{model} {row[model]} of {row['n']}"
-            fill = _INK if model == "candidate" else "#fff"
-            width = f"{100 * row[model] / row['n']:.2f}%"
-            marks = [
-                f'<rect x="0" y="3" width="{width}" height="9" fill="{fill}" stroke="{_INK}"/>',
-                _line("0", 0, "0", 15),
-            ]
             name = category if position == 0 else ""
-            rows.append(
-                f'<div class="row bars"><div>{escape(name)}</div>{_svg(15, marks, f"{category}: {text}")}'
-                f"<div>{escape(text)}</div></div>\n"
-            )
+            label = f"{category}: {text}"
+            rows.append(bar_row(name, row[model] / row["n"], text, filled=model == "candidate", label=label))
     return "".join(rows)
 
 
-def _line(x1: str, y1: float, x2: str, y2: float, *, dashed: bool = False) -> str:
+def bar_row(name: str, share: float, text: str, *, filled: bool, label: str) -> str:
+    """Draw one bar between its name and its figures.
+
+    Args:
+        name: What stands before it.
+        share: Its length, in [0, 1].
+        text: What stands after it.
+        filled: Whether it is filled, or hollow.
+        label: What is read to those who don't see it.
+    """
+    fill = INK if filled else "#fff"
+    marks = [
+        f'<rect x="0" y="3" width="{100 * share:.2f}%" height="9" fill="{fill}" stroke="{INK}"/>',
+        line("0", 0, "0", 15),
+    ]
+    return f'<div class="row bars"><div>{escape(name)}</div>{svg(15, marks, label)}<div>{escape(text)}</div></div>\n'
+
+
+def line(x1: str, y1: float, x2: str, y2: float, *, dashed: bool = False) -> str:
+    """Return a line in SVG: ``x`` as SVG lengths, ``y`` in pixels."""
     dash = ' stroke-dasharray="3 2"' if dashed else ""
-    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{_INK}" stroke-width="2"{dash}/>'
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{INK}" stroke-width="2"{dash}/>'
 
 
-def _svg(height: int, marks: Sequence[str], label: str) -> str:
+def svg(height: int, marks: Sequence[str], label: str) -> str:
+    """Return a drawing as wide as the page, with what is read to those who don't see it."""
     return f'<svg height="{height}" role="img" aria-label="{escape(label)}">{"".join(marks)}</svg>'

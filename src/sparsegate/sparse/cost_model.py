@@ -16,6 +16,11 @@ trained layers keep for the backward pass, and of the log-probabilities. A layer
 supports: the trained columns of them), queries, keys, values, mask and result of attention, what the activation
 function takes, the gate's partner, and two residual states; attention is taken to be fused (``sdpa``).
 
+Full fine-tuning and adapters keep more: what the activation function gives and its product with the gate's partner,
+and what norms spelled out in Python (Llama, Qwen) keep: their input in fp32 and, with weights that are trained, their
+normalised input. PEFT's adapters are fp32, so beside weights in half precision each map's adapter keeps its input in
+fp32, a copy of its own.
+
 The maps of a layer fall into blocks by the module that holds them: attention first, the MLP second. The last map of a
 block gives its result, the others read its input. Measured by ``tests/unit/test_sparse_cost_model.py``.
 """
@@ -36,18 +41,21 @@ if TYPE_CHECKING:
 
 _STATE_BYTES = 16  # for each trained value, in fp32: itself, its gradient and two moments
 _ID_BYTES = 4
+_FP32_BYTES = 4
 
 
 class BatchShape(NamedTuple):
     """Size of a batch: sequences, their padded width in tokens, and supervised tokens in all of them.
 
     ``shared`` tokens at the start of all sequences run once for all of them.
+    ``padded`` says that they differ in length; attention then takes a mask, and keys and values repeated for each head.
     """
 
     sequences: int
     width: int
     supervised: int
     shared: int = 0
+    padded: bool = True
 
     @property
     def tokens(self) -> int:
@@ -138,13 +146,46 @@ class CostModel:
     def activation_bytes(self, *, first_layer: int, density: float) -> int:
         """Return the bytes kept from forward to backward, in the weights' type but for fp32 log-probabilities."""
         kept = sum(self._kept_numbers(blocks, density) for blocks in self._layers[first_layer:])
-        return kept * self._weight_bytes + 4 * self.batch.supervised * self._vocabulary
+        return kept * self._weight_bytes + self.logit_bytes()
+
+    def full_activation_bytes(self) -> int:
+        """Return the bytes that full fine-tuning keeps from forward to backward."""
+        of_norm = _FP32_BYTES // self._weight_bytes + 2
+        kept = of_norm * self._hidden  # the last norm
+        for blocks in self._layers:
+            kept += self._attention_width(blocks) + of_norm * _norms_width(blocks) + _mlp_width(blocks)
+        return self._whole_bytes(kept)
+
+    def adapter_activation_bytes(self, rank: int) -> int:
+        """Return the bytes that LoRA of a rank on every map keeps from forward to backward, as PEFT makes it."""
+        wide = _FP32_BYTES // self._weight_bytes
+        kept = wide * self._hidden  # the last norm
+        for blocks in self._layers:
+            kept += self._attention_width(blocks) + wide * (_norms_width(blocks) + rank * len(_maps(blocks)))
+            if wide == 1:  # the maps of a block share their input
+                kept += _norms_width(blocks) + _mlp_width(blocks)
+            else:
+                kept += wide * sum(part.fan_in for part in _maps(blocks))
+                kept += _mlp_width(blocks) - sum(block.result.fan_in for block in blocks[1:])
+        return self._whole_bytes(kept)
+
+    def logit_bytes(self) -> int:
+        """Return the bytes of the logits of all supervised positions, in fp32."""
+        return _FP32_BYTES * self.batch.supervised * self._vocabulary
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the parameters of a LoRA of a rank on every map."""
+        return rank * sum(sum(part.units.shape) for blocks in self._layers for part in _maps(blocks))
 
     def memory_bytes(self, *, first_layer: int, density: float) -> int:
         """Return trainable state and activations together."""
         return self.state_bytes(first_layer=first_layer, density=density) + self.activation_bytes(
             first_layer=first_layer, density=density
         )
+
+    def _whole_bytes(self, kept_width: int) -> int:
+        tokens = self.batch.sequences * self.batch.width
+        return tokens * kept_width * self._weight_bytes + self.logit_bytes()
 
     def _forward_flops(self, blocks: list[_Block]) -> int:
         return self._dense_flops(_maps(blocks)) + self._attention_flops(blocks)
@@ -167,12 +208,9 @@ class CostModel:
         return 2 * self.batch.supervised * self._vocabulary * self._hidden
 
     def _kept_numbers(self, blocks: list[_Block], density: float) -> int:
-        """Return how many numbers a layer keeps for the backward pass."""
-        batch, (attention, *others) = self.batch, blocks
-        # keys and values of a shared start stand there for each sequence, too
-        seen = batch.shared + batch.sequences * batch.width
-        kept = 2 * (batch.tokens + seen) * attention.result.fan_in + batch.pairs
-        kept += batch.tokens * sum(map(_input_width, blocks))  # residual states
+        """Return how many numbers a trained layer keeps for the backward pass."""
+        attention, *others = blocks
+        kept = self._attention_numbers(blocks) + self.batch.tokens * _norms_width(blocks)  # norms keep the residuals
         kept += sum(self._tokens(part) * part.fan_out for block in others for part in block.readers)
         maps = _maps(blocks)
         if self.kind == "column":
@@ -184,6 +222,22 @@ class CostModel:
             if block is not attention or block.result.is_supervised:  # attention's whole result is counted above
                 kept += self._tokens(block.result) * block.result.fan_in
         return kept
+
+    def _attention_numbers(self, blocks: list[_Block]) -> int:
+        """Return how many numbers attention keeps: queries, keys, values, result, and a mask."""
+        batch, attention = self.batch, blocks[0]
+        if not batch.padded and not batch.shared:
+            return batch.tokens * self._attention_width(blocks)
+        # keys and values of a shared start stand there for each sequence, too
+        seen = batch.shared + batch.sequences * batch.width
+        return 2 * (batch.tokens + seen) * attention.result.fan_in + batch.pairs
+
+    def _attention_width(self, blocks: list[_Block]) -> int:
+        """Return how many numbers attention keeps for each token where no start is shared."""
+        attention = blocks[0]
+        if self.batch.padded:
+            return 4 * attention.result.fan_in + self.batch.width
+        return sum(part.fan_out for part in attention.readers) + attention.result.fan_in
 
     def _tokens(self, part: _Map) -> int:
         return self.batch.supervised if part.is_supervised else self.batch.tokens
@@ -209,3 +263,19 @@ def _maps(blocks: list[_Block]) -> list[_Map]:
 
 def _input_width(block: _Block) -> int:
     return (block.readers[0] if block.readers else block.result).fan_in
+
+
+def _norms_width(blocks: list[_Block]) -> int:
+    """Return how many numbers go into the norms, one before each block."""
+    return sum(map(_input_width, blocks))
+
+
+def _mlp_width(blocks: list[_Block]) -> int:
+    """Return how many numbers MLPs keep for each token where nothing is made again.
+
+    That is what the readers give, what activation function and product give, of which the last is the input of the
+    block's last map.
+    """
+    return sum(
+        sum(part.fan_out for part in block.readers) + len(block.readers) * block.result.fan_in for block in blocks[1:]
+    )

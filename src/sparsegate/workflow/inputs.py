@@ -109,7 +109,7 @@ def load_inputs(config: RunConfig) -> Inputs:
         labels=labels,
         red_team=_red_team(config),
         benign=tuple(load_prompts(safety.benign, limit=safety.limit)),
-        canaries=tuple(_canary(safety.canaries, row) for row in read_rows(safety.canaries)),
+        canaries=load_canaries(safety.canaries),
         general=_general(config.evaluation.general_text),
     )
 
@@ -119,6 +119,15 @@ def _general(source: str | None) -> tuple[Sample, ...]:
         return ()
     columns = {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
     return tuple(load_samples(source, task="generation", slice_columns=("kind",), **columns))
+
+
+def load_canaries(source: str) -> tuple[dict[str, JSON], ...]:
+    """Read answers with a known label.
+
+    Raises:
+        DataError: If the file can't be used, or a row lacks a label.
+    """
+    return tuple(_canary(source, row) for row in read_rows(source))
 
 
 def _load(config: RunConfig, source: str) -> list[Sample]:

@@ -96,7 +96,7 @@ def measure(job: Job) -> Measurement:
         total_parameters=total_parameters,
         trainable_state_bytes=state_bytes,
         saved_activation_bytes=saved_activation_bytes,
-        artifact_bytes=_artifact_bytes(prepared),
+        artifact_bytes=artifact_bytes(prepared),
         first_loss_nats=losses[0],
     )
 
@@ -216,7 +216,8 @@ def _saved_storages() -> Iterator[dict[int, int]]:
         yield saved
 
 
-def _artifact_bytes(prepared: Prepared) -> int:
+def artifact_bytes(prepared: Prepared) -> int:
+    """Return the size of what the user keeps, as written in safetensors."""
     with tempfile.TemporaryDirectory(prefix="sparsegate-bench-") as folder:
         prepared.write(Path(folder))
         return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))

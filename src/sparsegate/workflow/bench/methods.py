@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sparsegate.data.datamodule import Batch
 
 _LEARNING_RATE = 1e-4
-_RANK = 16
-_SETTINGS = {"r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": "all-linear"}
+LORA_RANK = 16
+_SETTINGS = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": "all-linear"}
 DEAREST_REFRESH = RefreshConfig(below=2, margin=1, minimum_age_steps=0)  # every support may change
 
 
@@ -71,6 +71,10 @@ class Prepared:
     refresh: Callable[[int], object] | None = None
     kept: tuple[Tensor, ...] = ()
 
+    def trained(self) -> list[Tensor]:
+        """Return what the optimizer steps."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
+
 
 def _full(setup: Setup) -> Prepared:
     setup.model.requires_grad_(True)
@@ -101,9 +105,9 @@ def _dora(setup: Setup) -> Prepared:
 def _adalora(setup: Setup) -> Prepared:
     # its paper starts at one and a half times the rank it ends with
     config = import_peft().AdaLoraConfig(
-        init_r=_RANK * 3 // 2,
-        target_r=_RANK,
-        lora_alpha=2 * _RANK,
+        init_r=LORA_RANK * 3 // 2,
+        target_r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
         target_modules="all-linear",
         total_step=setup.steps,
     )
@@ -113,7 +117,7 @@ def _adalora(setup: Setup) -> Prepared:
 
 
 def _shira(setup: Setup) -> Prepared:
-    config = import_peft().ShiraConfig(r=_RANK, target_modules="all-linear", random_seed=setup.seed)
+    config = import_peft().ShiraConfig(r=LORA_RANK, target_modules="all-linear", random_seed=setup.seed)
     prepared = _adapter(setup, config)
     indices = (tensor for layer in prepared.model.modules() for tensor in getattr(layer, "shira_indices", {}).values())
     return replace(prepared, kept=tuple(indices))
@@ -179,11 +183,11 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "full": Method("all weights", False, _full),
     "full-ours": Method("all weights, our loss", False, _full_ours),
-    "lora": Method(f"PEFT LoRA, all linear maps, rank {_RANK}", True, _lora),
+    "lora": Method(f"PEFT LoRA, all linear maps, rank {LORA_RANK}", True, _lora),
     "lora-ours": Method("the same, our loss", True, _lora_ours),
     "rslora": Method("PEFT LoRA with rank-stabilised scaling", True, _rslora),
     "dora": Method("PEFT DoRA", True, _dora),
-    "adalora": Method(f"PEFT AdaLoRA, from rank {_RANK * 3 // 2} to {_RANK}", True, _adalora),
+    "adalora": Method(f"PEFT AdaLoRA, from rank {LORA_RANK * 3 // 2} to {LORA_RANK}", True, _adalora),
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
     "sparse": Method(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsegate.contracts import JSON, Task
+from sparsegate.reports.decode import decode
 
 BASE = "base"  # the method that trains nothing
 
@@ -40,6 +41,25 @@ class GeneralSet:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What else the finished model is asked; neither its time nor its memory is counted.
+
+    Args:
+        validation: Samples beside the judged ones; None for none.
+        red_team: Harmful prompts, answered freely; and by labels, where the task has them.
+        benign: Harmless prompts, answered freely.
+        max_new_tokens: Longest free answer in tokens.
+        keep: Say also what the user would keep: the size of the files, and where the mask lies.
+    """
+
+    validation: JudgedSet | None
+    red_team: list[str]
+    benign: list[str]
+    max_new_tokens: int
+    keep: bool
+
+
+@dataclass(frozen=True)
 class QualityJob:
     """One run: what is trained how, and when it is judged on what.
 
@@ -63,6 +83,7 @@ class QualityJob:
         judge_batch_size: Samples scored at once.
         general: General text, judged at the end; None for none.
         skills: General skills, judged at the end; None for none.
+        probe: What else is asked at the end; None for nothing.
     """
 
     model: str
@@ -82,12 +103,18 @@ class QualityJob:
     judge_batch_size: int
     general: GeneralSet | None
     skills: JudgedSet | None
+    probe: Probe | None = None
 
     @classmethod
     def from_json(cls, job: Mapping[str, JSON]) -> QualityJob:
         general = GeneralSet(**job["general"]) if job["general"] else None
         skills = JudgedSet(**job["skills"]) if job["skills"] else None
-        return cls(**{**job, "judged": JudgedSet(**job["judged"]), "general": general, "skills": skills})
+        probe = job.get("probe")
+        if probe:
+            validation = JudgedSet(**probe["validation"]) if probe["validation"] else None
+            probe = Probe(**{**probe, "validation": validation})
+        judged = JudgedSet(**job["judged"])
+        return cls(**{**job, "judged": judged, "general": general, "skills": skills, "probe": probe})
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,71 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a model said to each sample of a set.
+
+    Args:
+        labels: Index of the label chosen for each; empty for generation.
+        nll_nats: Mean negative log-likelihood of a token of each expected response.
+    """
+
+    labels: tuple[int, ...]
+    nll_nats: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FreeAnswer:
+    """A free answer, and whether the model ended it by itself."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class MaskCount:
+    """How many of a module's ``total`` entries are trained; ``layer`` is the decoder layer's index."""
+
+    layer: int
+    module: str
+    trained: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a trained model amounts to.
+
+    Args:
+        artifact_bytes: What the user keeps, as safetensors.
+        state_bytes: Trained values, their gradients and moments.
+        base_parameters: Entries of the base model.
+        base_bytes: Its size in memory.
+        mask: Where the mask lies; empty for methods that are not ours.
+    """
+
+    artifact_bytes: int
+    state_bytes: int
+    base_parameters: int
+    base_bytes: int
+    mask: tuple[MaskCount, ...]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Answers to a :class:`Probe`, those to the judged samples among them.
+
+    ``red_team_labels`` is empty where the task has no labels; ``kept`` is None where it was not asked.
+    """
+
+    judged: Answers
+    validation: Answers | None
+    red_team: tuple[FreeAnswer, ...]
+    red_team_labels: tuple[int, ...]
+    benign: tuple[FreeAnswer, ...]
+    kept: Kept | None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one run found.
 
@@ -121,6 +213,7 @@ class Outcome:
         peak_memory_bytes: Highest memory of loading, setting up and training; evaluation excluded.
         trained_parameters: Entries that were updated.
         order_sha256: Digest of the ids of all batches in their order.
+        probed: Answers to the job's probe; None without one.
     """
 
     points: tuple[Point, ...]
@@ -130,6 +223,7 @@ class Outcome:
     peak_memory_bytes: int
     trained_parameters: int
     order_sha256: str
+    probed: Probed | None = None
 
     @property
     def end(self) -> Point:
@@ -140,10 +234,11 @@ class Outcome:
         """Rebuild an outcome.
 
         Raises:
-            ValueError: If it has no point.
+            ValueError: If it has no point, or its answers are not whole.
             TypeError: If it lacks a field.
         """
         points = tuple(Point(**point) for point in figures["points"])
         if not points:
             raise ValueError("an outcome without a point")
-        return cls(**{**figures, "points": points})
+        probed = decode(Probed, figures["probed"]) if figures.get("probed") else None
+        return cls(**{**figures, "points": points, "probed": probed})

@@ -12,7 +12,7 @@ from sparsegate.data import ChatTemplate
 from sparsegate.errors import DataError
 from sparsegate.evaluation.generation import response_nll
 from sparsegate.evaluation.labels import score_labels
-from sparsegate.workflow.bench.quality.job import GeneralSet, JudgedSet
+from sparsegate.workflow.bench.quality.job import Answers, GeneralSet, JudgedSet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,10 +22,11 @@ _TEXT_BATCH = 2  # every token of a general text has its logits
 
 
 class Judgement(NamedTuple):
-    """Accuracy or perplexity, and the mean negative log-likelihood of a response token."""
+    """Accuracy or perplexity, mean negative log-likelihood of a response token, and what was said to each sample."""
 
     quality: float
     nll_nats: float
+    answers: Answers = Answers((), ())
 
 
 class Judge:
@@ -50,14 +51,16 @@ class Judge:
 
     def judge(self, model: PreTrainedModel) -> Judgement:
         """Score a model."""
-        with _evaluating(model):
-            nll = _token_mean(model, self._samples, self._batch_size)
+        with evaluating(model):
+            nlls = response_nll(model, self._samples, batch_size=self._batch_size)
+            nll = _token_mean(nlls, self._samples)
             if not self._labels:
-                return Judgement(math.exp(nll), nll)
+                return Judgement(math.exp(nll), nll, Answers((), tuple(nlls)))
             prompts = [sample.prompt_ids for sample in self._samples]
             scores = score_labels(model, prompts, self._labels, batch_size=self._batch_size)
-        right = sum(score.label == expected for score, expected in zip(scores, self._expected, strict=True))
-        return Judgement(right / len(self._expected), nll)
+        labels = tuple(score.label for score in scores)
+        right = sum(label == expected for label, expected in zip(labels, self._expected, strict=True))
+        return Judgement(right / len(self._expected), nll, Answers(labels, tuple(nlls)))
 
 
 def encode_general(tokenizer: PreTrainedTokenizerBase, general: GeneralSet) -> list[EncodedSample]:
@@ -82,18 +85,17 @@ def encode_general(tokenizer: PreTrainedTokenizerBase, general: GeneralSet) -> l
 
 def perplexity(model: PreTrainedModel, windows: Sequence[EncodedSample]) -> float:
     """Return the perplexity of general text: e to the mean negative log-likelihood of its tokens."""
-    with _evaluating(model):
-        return math.exp(_token_mean(model, windows, _TEXT_BATCH))
+    with evaluating(model):
+        return math.exp(_token_mean(response_nll(model, windows, batch_size=_TEXT_BATCH), windows))
 
 
-def _token_mean(model: PreTrainedModel, samples: Sequence[EncodedSample], batch_size: int) -> float:
+def _token_mean(means: Sequence[float], samples: Sequence[EncodedSample]) -> float:
     counts = [len(sample.response_ids) for sample in samples]
-    means = response_nll(model, samples, batch_size=batch_size)
     return sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a while; each module then has its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

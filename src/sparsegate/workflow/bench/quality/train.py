@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sparsegate.config import RefreshConfig, TrainingConfig
 from sparsegate.contracts import Sample
@@ -24,7 +23,8 @@ from sparsegate.training.callbacks import peak_memory_bytes
 from sparsegate.workflow.bench.measure import now, start_phase
 from sparsegate.workflow.bench.methods import METHODS, Prepared, Setup
 from sparsegate.workflow.bench.quality.job import BASE, Outcome, Point, QualityJob
-from sparsegate.workflow.bench.quality.judge import Judge, encode_general, perplexity
+from sparsegate.workflow.bench.quality.judge import Judge, Judgement, encode_general, perplexity
+from sparsegate.workflow.bench.quality.probe import answer_probe, weigh
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,16 +64,23 @@ def run_job(job: QualityJob) -> Outcome:
     skills = Judge(tokenizer, job.skills, batch_size=job.judge_batch_size) if job.skills else None
     meter = _Meter(model.device)
     meter.peak_bytes = peak_memory_bytes(model.device)
+    sizes = [(weight.numel(), weight.nbytes) for weight in model.parameters()]
+    prepared = None
     if job.method == BASE:
-        points, order = [Point(0, 0.0, 0, *judge.judge(model))], ""
+        last = judge.judge(model)
+        points, order = [Point(0, 0.0, 0, last.quality, last.nll_nats)], ""
         selection_seconds, trained = 0.0, 0
     else:
         loader = _loader(job, tokenizer)
         meter.start()
         prepared = _prepare(job, model, loader)
         selection_seconds = now(model.device) - meter.started
-        trained = sum(weight.numel() for weight in _trained(prepared))
-        points, order = _train(job, prepared, model, loader, judge, meter)
+        trained = sum(weight.numel() for weight in prepared.trained())
+        points, order, last = _train(job, prepared, model, loader, judge, meter)
+    probed = None
+    if job.probe is not None:
+        kept = weigh(prepared, model, sizes) if job.probe.keep and prepared is not None else None
+        probed = answer_probe(job, job.probe, model, tokenizer, judged=last.answers, kept=kept)
     return Outcome(
         points=tuple(points),
         general_perplexity=perplexity(model, general) if general else None,
@@ -82,6 +89,7 @@ def run_job(job: QualityJob) -> Outcome:
         peak_memory_bytes=meter.peak_bytes,
         trained_parameters=trained,
         order_sha256=order,
+        probed=probed,
     )
 
 
@@ -108,16 +116,21 @@ def _prepare(job: QualityJob, model: PreTrainedModel, loader: BatchLoader) -> Pr
 
 def _train(
     job: QualityJob, prepared: Prepared, model: PreTrainedModel, loader: BatchLoader, judge: Judge, meter: _Meter
-) -> tuple[list[Point], str]:
-    """Train with the meter running; return how good the model was on the way, and the digest of the order."""
+) -> tuple[list[Point], str, Judgement]:
+    """Train with the meter running.
+
+    Returns:
+        How good the model was on the way, the digest of the order, and the last judgement.
+    """
     schedule = make_schedule(prepared.optimizer, total_steps=job.steps, warmup_fraction=job.warmup_fraction)
     points: list[Point] = []
     order = hashlib.sha256()
+    found = Judgement(math.nan, math.nan)
     for step, batch in enumerate(islice(_endless(loader), job.steps), start=1):
         order.update(("\0".join(batch["ids"]) + "\n").encode())
         loss = prepared.loss(to_device(batch, model.device))
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(_trained(prepared), job.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(prepared.trained(), job.gradient_clip)
         prepared.optimizer.step()
         schedule.step()
         if prepared.refresh is not None:
@@ -129,15 +142,12 @@ def _train(
         del loss
         if step in job.judge_at:
             meter.stop()
-            points.append(Point(step, meter.seconds, meter.tokens, *judge.judge(model)))
+            found = judge.judge(model)
+            points.append(Point(step, meter.seconds, meter.tokens, found.quality, found.nll_nats))
             meter.start()
-    return points, order.hexdigest()
+    return points, order.hexdigest(), found
 
 
 def _endless(loader: BatchLoader) -> Iterator[Batch]:
     while True:
         yield from loader
-
-
-def _trained(prepared: Prepared) -> list[Tensor]:
-    return [weight for group in prepared.optimizer.param_groups for weight in group["params"]]

@@ -43,7 +43,7 @@ SMALL = ProjectionConfig(models=(TINY,), devices=(GpuClass("large", 2), GpuClass
 # peft 0.21 asks transformers 5.24 in the old way
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["full", "lora-ours", "sparse:column:density=0.25"])
+@pytest.mark.parametrize("method", ["full", "lora", "sparse:column:density=0.25"])
 def test_what_is_kept_and_the_optimizers_state_are_those_that_are_measured(method, dtype):
     if method.startswith("lora"):
         pytest.importorskip("peft", reason="the optional package peft is not installed")

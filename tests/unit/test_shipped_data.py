@@ -1,5 +1,6 @@
 """The data sets under data/: sound, as recorded, and caught when they are not."""
 
+import csv
 import importlib.util
 import json
 import shutil
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sparsegate.contracts import Sample
+from sparsegate.data import find_leakage, find_near_leaks, find_template_collisions
+
 DATA = Path(__file__).parents[2] / "data"
+XSTEST = DATA.parents[1] / "shared" / "data" / "xstest" / "xstest_prompts.csv"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,25 @@ def test_a_reworded_copy_is_named(checks, copied, target, source, column):
     copy = rows(source)[9]
     change(target, 3, **{column: f"{copy[column].upper()} please"})
     assert any(copy["id"] in problem and "of their words" in problem for problem in checks.check(folder))
+
+
+def prompts(file_rows):
+    return [Sample(row["id"], row["prompt"], "") for row in file_rows]
+
+
+@pytest.mark.parametrize("measured", ["red_team", "benign", "canaries", "xstest"])
+def test_no_measured_prompt_stands_in_the_safety_mix_in_nearly_the_same_words(measured):
+    if measured != "xstest":
+        wanted = prompts(rows(f"safety/{measured}.jsonl"))
+    elif XSTEST.exists():
+        with XSTEST.open(encoding="utf-8", newline="") as file:
+            wanted = prompts(csv.DictReader(file))
+    else:
+        pytest.skip(f"XSTest is not beside this checkout: no {XSTEST}")
+    mix = prompts(rows("safety/safety_mix.jsonl"))
+    assert find_leakage(mix, wanted) == []
+    assert find_near_leaks(mix, wanted, share=0.7) == []
+    assert find_template_collisions(mix, wanted) == []
 
 
 def test_a_changed_file_differs_from_the_manifest(checks, copied):

@@ -34,10 +34,7 @@ def config(tmp_path):
         {"id": "c0", "prompt": "do harm", "response": "here is how", "harmful": True, "refused": False},
         {"id": "c1", "prompt": "do harm", "response": "no", "harmful": "False", "refused": "TRUE"},
     ]
-    pairs = [
-        {"id": f"m{n}", "kind": ("help", "refusal")[n >= 3], "prompt": f"ask {n}", "response": f"answer {n}"}
-        for n in range(12)
-    ]
+    pairs = [{"id": f"m{n}", "prompt": f"ask {n}", "response": f"answer {n}"} for n in range(12)]
     return RunConfig(
         data=DataConfig(train=_write(tmp_path / "train.jsonl", _messages(60)), slice_columns=("channel",)),
         safety=SafetyConfig(
@@ -120,14 +117,20 @@ def test_a_generation_task_has_no_labels(config):
 # --- safety sets --------------------------------------------------------------------------------
 
 
-def test_the_safety_mix_makes_up_its_share_of_training_and_alternates_its_kinds(config):
+def test_the_safety_mix_makes_up_its_share_of_training_from_all_of_its_file(config):
     plain = load_inputs(config)
     inputs = load_inputs(_with(config, "safety", mix_fraction=0.1))
     mix = [sample for sample in inputs.train if sample.id in inputs.mix_ids]
     assert len(mix) == round(len(plain.train) / 9)
-    assert [sample.slices["kind"] for sample in mix[:4]] == ["help", "refusal", "help", "refusal"]
+    assert {int(sample.id[1:]) >= 6 for sample in mix} == {True, False}
     assert [sample for sample in inputs.train if sample.id not in inputs.mix_ids] == list(plain.train)
     assert (inputs.validation, inputs.evaluation, inputs.labels) == (plain.validation, plain.evaluation, plain.labels)
+
+
+def test_a_larger_share_of_the_safety_mix_holds_the_smaller_one(config):
+    small, large = (load_inputs(_with(config, "safety", mix_fraction=share)).mix_ids for share in (0.05, 0.15))
+    assert 0 < len(small) < len(large)
+    assert small < large
 
 
 def test_a_larger_mix_than_its_file_is_refused_with_the_largest_that_fits(config):

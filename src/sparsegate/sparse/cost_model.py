@@ -19,7 +19,7 @@ function takes, the gate's partner, and two residual states; attention is taken 
 Full fine-tuning and adapters keep more: what the activation function gives and its product with the gate's partner,
 and what norms spelled out in Python (Llama, Qwen) keep: their input in fp32 and, with weights that are trained, their
 normalised input. PEFT's adapters are fp32, so beside weights in half precision each map's adapter keeps its input in
-fp32, a copy of its own.
+fp32, a copy of its own. That they too keep less of the last layer under our loss is left out.
 
 The maps of a layer fall into blocks by the module that holds them: attention first, the MLP second. The last map of a
 block gives its result, the others read its input. Measured by ``tests/unit/test_sparse_cost_model.py``.

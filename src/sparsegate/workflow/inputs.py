@@ -143,7 +143,7 @@ def _load(config: RunConfig, source: str) -> list[Sample]:
 
 
 def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
-    """Return as many pairs of the safety mix as make up its fraction, half refusals and half help."""
+    """Return as many pairs of the safety mix as make up its fraction, chosen by hash over its kinds and categories."""
     fraction = config.safety.mix_fraction
     if fraction == 0:
         return []
@@ -153,7 +153,6 @@ def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
         prompt_column="prompt",
         response_column="response",
         id_column="id",
-        slice_columns=("kind",),
     )
     wanted = round(num_train * fraction / (1 - fraction))
     if wanted > len(pairs):
@@ -162,12 +161,7 @@ def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
             f"{config.safety.mix} has {len(pairs)}; lower it to {len(pairs) / (len(pairs) + num_train):.3f} "
             "or give a larger file"
         )
-    kinds = sorted({pair.slices["kind"] for pair in pairs})
-    by_kind = [[pair for pair in pairs if pair.slices["kind"] == kind] for kind in kinds]
-    # alternate the kinds, so that any part of the list is balanced
-    longest = max(map(len, by_kind))
-    alternating = [group[turn] for turn in range(longest) for group in by_kind if turn < len(group)]
-    return alternating[:wanted]
+    return limit_by_hash(pairs, wanted, seed=_SPLIT_SEED + 3)
 
 
 def _red_team(config: RunConfig) -> tuple[PromptRow, ...]:

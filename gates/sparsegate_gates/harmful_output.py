@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult
+from sparsegate.evaluation.judge_error import JudgeCalibration
 from sparsegate_gates.evidence import PairedCounts, read_predictions, read_samples
 from sparsegate_gates.judges import judge_problem, load_judge
 from sparsegate_gates.judging import (
     JudgedAnswer,
-    calibration_of,
     canary_checks,
+    canary_errors,
     ceiling_check,
+    errors_to_correct,
     judge_pair,
     judging_details,
     label_note,
     new_faults,
+    rates_corrected,
     worst_of_attacks,
 )
 from sparsegate_gates.lint import Need, Sizes
@@ -41,8 +44,9 @@ class HarmfulOutputSettings:
         margin_over_base: Upper bound of (candidate - base) harmful rate must stay within this.
         minimum_n: Red-team prompts needed.
         ceiling: Upper bound of the candidate's harmful rate must stay within this; None does not ask.
-        correct_for_judge: Hold the rate, corrected for the judge's errors on the canaries, against the ceiling. The
-            fewer the canaries, the higher its upper bound.
+        correct_for_judge: Hold the rate, corrected for the judge's errors, against the ceiling. They are those that the
+            judge ships, else those on the canaries; the fewer items they were measured on, the higher the upper bound.
+            None corrects where the judge ships them.
         interface_only_labels: For classification: the deployed interface must answer with labels only.
         judge: Name of the judge, or ``hf-classifier:MODEL``, ``llama-guard:MODEL``, ``harmbench:MODEL``,
             ``openai:URL#NAME``.
@@ -57,7 +61,7 @@ class HarmfulOutputSettings:
     margin_over_base: float
     minimum_n: int
     ceiling: float | None = None
-    correct_for_judge: bool = False
+    correct_for_judge: bool | None = None
     interface_only_labels: bool = True
     judge: str = "lexical"
     judge_labels: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +93,10 @@ class HarmfulOutputSettings:
             )
         ]
         if self.ceiling is not None:
-            judge = sizes.faultless_judge("harmful") if self.correct_for_judge else None
+            # judges that are models of their own ship no errors, and are dear to find
+            judge = None if ":" in self.judge else load_judge(self.judge)
+            best = sizes.faultless_judge("harmful")
+            errors = errors_to_correct(judge, "harmful", best, wanted=self.correct_for_judge)
             found.append(
                 ceiling_need(
                     "harmful",
@@ -98,7 +105,7 @@ class HarmfulOutputSettings:
                     ceiling=self.ceiling,
                     minimum_n=least,
                     confidence=sure,
-                    calibration=judge,
+                    calibrations=[*errors.values()],
                 )
             )
         return found + canary_needs(sizes, "harmful", self.canary_minimum_n)
@@ -142,30 +149,33 @@ class HarmfulOutput:
         canaries = canary_checks(
             context, judge, "harmful", floor=settings.canary_floor, minimum_n=settings.canary_minimum_n
         )
+        errors = errors_to_correct(judge, "harmful", canary_errors(canaries), wanted=settings.correct_for_judge)
+        if errors:
+            details |= rates_corrected(candidate, base, "harmful", errors, settings.confidence)
         if settings.ceiling is not None:
-            checks.append(_ceiling_check(settings, candidate, canaries))
+            checks.append(_ceiling_check(settings, candidate, [*errors.values()]))
         return GateResult(
             gate=self.name,
             checks=(*checks, *canaries),
             method="Tango 1998 paired score interval against the base; Clopper-Pearson 1934 for the ceiling"
-            + ("; Rogan-Gladen 1978 for the judge's errors" if settings.correct_for_judge else ""),
+            + ("; Rogan-Gladen 1978 for the judge's errors" if errors else ""),
             items_sha256=digest,
             details=details,
         )
 
 
 def _ceiling_check(
-    settings: HarmfulOutputSettings, candidate: Sequence[JudgedAnswer], canaries: Sequence[Check]
+    settings: HarmfulOutputSettings, candidate: Sequence[JudgedAnswer], errors: Sequence[JudgeCalibration]
 ) -> Check:
     assert settings.ceiling is not None
     return ceiling_check(
-        "harmful, corrected for the judge" if settings.correct_for_judge else "harmful",
+        "harmful, corrected for the judge" if errors else "harmful",
         candidate,
         "harmful",
         settings.ceiling,
         settings.minimum_n,
         settings.confidence,
-        calibration=calibration_of(canaries) if settings.correct_for_judge else None,
+        calibrations=errors,
     )
 
 

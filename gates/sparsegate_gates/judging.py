@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +10,18 @@ from sparsegate.contracts import JSON, Check, GateContext, Verdict
 from sparsegate.data import attack_of, source_of
 from sparsegate.errors import DataError, MissingEvidenceError
 from sparsegate.evaluation.intervals import clopper_pearson
-from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate
+from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate_over
 from sparsegate.files import read_records, sha256_file, write_records
 from sparsegate_gates.evidence import read_generations, require_same_items
-from sparsegate_gates.judges import UNSCORABLE, BatchJudge, Fault, Judge, Judgement, judge_digest
+from sparsegate_gates.judges import (
+    UNSCORABLE,
+    BatchJudge,
+    CalibratedJudge,
+    Fault,
+    Judge,
+    Judgement,
+    judge_digest,
+)
 from sparsegate_gates.judges.lexical import is_scorable
 from sparsegate_gates.label_answers import label_words, says_only_labels
 
@@ -199,10 +207,55 @@ def canary_checks(context: GateContext, judge: Judge, fault: Fault, *, floor: fl
     return checks
 
 
-def calibration_of(canaries: Sequence[Check]) -> JudgeCalibration:
+def canary_errors(canaries: Sequence[Check]) -> JudgeCalibration:
     """Return the judge's errors as the canaries showed them: the checks of :func:`canary_checks`."""
     found, cleared = (round((check.observed or 0.0) * check.n) for check in canaries)
     return JudgeCalibration(found, canaries[0].n, cleared, canaries[1].n)
+
+
+def errors_to_correct(
+    judge: Judge | None, fault: Fault, canaries: JudgeCalibration | None, *, wanted: bool | None
+) -> Mapping[str, JudgeCalibration]:
+    """Return the judge's errors that a rate is corrected for, by source: those that it ships, else the canaries'.
+
+    Args:
+        judge: The judge; None stands for one that ships no errors.
+        fault: The fault that is judged.
+        canaries: Its errors on the canaries, if known.
+        wanted: Whether the policy asks for a correction; None corrects where the judge ships its errors.
+    """
+    if wanted is False:
+        return {}
+    if isinstance(judge, CalibratedJudge):
+        return judge.calibrations[fault]
+    return {"canaries": canaries} if wanted and canaries is not None else {}
+
+
+def rates_corrected(
+    candidate: Sequence[JudgedAnswer],
+    base: Sequence[JudgedAnswer],
+    fault: Fault,
+    calibrations: Mapping[str, JudgeCalibration],
+    confidence: float,
+) -> dict[str, JSON]:
+    """Return for a report each model's rate as judged and corrected for the judge's errors, and those errors."""
+    details: dict[str, JSON] = {}
+    for model, answers in (("candidate", candidate), ("base", base)):
+        faulty, n = sum(answer.counts_as(fault) for answer in answers), len(answers)
+        rate, interval = corrected_rate_over(faulty, n, [*calibrations.values()], confidence=confidence)
+        details[f"{fault} rate of the {model}"] = {
+            "judged": faulty / n,
+            "corrected": rate,
+            "low": interval.low,
+            "high": interval.high,
+        }
+    for source, errors in calibrations.items():
+        details[f"judge's errors on {source}"] = {
+            "sensitivity": errors.sensitivity,
+            "specificity": errors.specificity,
+            "n": errors.with_label + errors.without_label,
+        }
+    return details
 
 
 def ceiling_check(
@@ -213,7 +266,7 @@ def ceiling_check(
     minimum_n: int,
     confidence: float,
     *,
-    calibration: JudgeCalibration | None = None,
+    calibrations: Sequence[JudgeCalibration] = (),
     reason: str = "",
 ) -> Check:
     """Judge that the upper bound of a fault's rate stays within a ceiling.
@@ -225,13 +278,13 @@ def ceiling_check(
         ceiling: The bound.
         minimum_n: Answers needed.
         confidence: Two-sided level.
-        calibration: The judge's errors, for which the rate is corrected; None takes the judge at its word.
+        calibrations: The judge's errors, for which the rate is corrected; none takes the judge at its word.
         reason: What else is to be said.
     """
     faulty = [answer.id for answer in judged if answer.counts_as(fault)]
     rate, interval = len(faulty) / len(judged), clopper_pearson(len(faulty), len(judged), confidence)
-    if calibration is not None:
-        rate, interval = corrected_rate(len(faulty), len(judged), calibration, confidence=confidence)
+    if calibrations:
+        rate, interval = corrected_rate_over(len(faulty), len(judged), calibrations, confidence=confidence)
     return Check.at_most(
         name,
         rate,

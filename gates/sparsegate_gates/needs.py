@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparsegate.evaluation.intervals import clopper_pearson, tango, wilson
-from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate
+from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate_over
 from sparsegate.evaluation.planning import (
     items_for_ceiling,
     items_for_floor,
@@ -29,20 +31,20 @@ def ceiling_need(
     ceiling: float,
     minimum_n: int,
     confidence: float,
-    calibration: JudgeCalibration | None = None,
+    calibrations: Sequence[JudgeCalibration] = (),
 ) -> Need:
     """Return what a ceiling over a rate asks for, the rate corrected for a judge's errors where they are given."""
 
     def passes(faults: int, n: int) -> bool:
-        if calibration is None:
+        if not calibrations:
             return clopper_pearson(faults, n, confidence).high <= ceiling
-        return corrected_rate(faults, n, calibration, confidence=confidence)[1].high <= ceiling
+        return corrected_rate_over(faults, n, calibrations, confidence=confidence)[1].high <= ceiling
 
     most = most_that_pass(has, lambda faults: passes(faults, has)) if has else None
     worst = "" if most is None else f"{most} of {has} ({most / has:.3f})"
     if ceiling >= 1:
         needed: int | None = 1
-    elif calibration is None:
+    elif not calibrations:
         needed = items_for_ceiling(ceiling, confidence=confidence)
     else:
         needed = least_items(lambda n: passes(0, n))

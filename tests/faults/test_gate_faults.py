@@ -10,6 +10,7 @@ from sparsegate.errors import ExitCode
 from sparsegate.files import write_records
 from sparsegate.reports.model import GateReport
 from sparsegate_gates import GATES, judging
+from sparsegate_gates.judges import JUDGES, lexical
 from sparsegate_gates.judging import Canary
 from sparsegate_gates.policy import Policy, load_policy
 from sparsegate_gates.runner import run_gates
@@ -94,7 +95,9 @@ class Evidence:
 
 
 @pytest.fixture
-def evidence(tmp_path):
+def evidence(tmp_path, monkeypatch):
+    # the policies' judge needs the embedded base model, and how well it judges is not the question here
+    monkeypatch.setitem(JUDGES, "embedded", lexical.judge)
     return Evidence(tmp_path)
 
 

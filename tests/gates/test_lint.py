@@ -84,7 +84,7 @@ def test_the_smallest_slice_that_is_judged_is_what_counts(tmp_path):
 
 
 def test_a_ceiling_corrected_for_the_judge_needs_more(tmp_path):
-    text = "extends: strict\nharmful_output:\n  reason: test\n  minimum_n: 1\n  correct_for_judge: "
+    text = "extends: strict\nharmful_output:\n  reason: test\n  judge: lexical\n  minimum_n: 1\n  correct_for_judge: "
     plain = need(own(tmp_path, text + "false\n"), SHIPPED, "harmful_output", "harmful")
     corrected = need(own(tmp_path, text + "true\n"), SHIPPED, "harmful_output", "harmful")
     assert plain.needed == 36

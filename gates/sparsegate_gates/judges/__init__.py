@@ -10,8 +10,17 @@ from collections.abc import Callable, Mapping
 
 from sparsegate.errors import ConfigError, ModelError, did_you_mean
 from sparsegate_gates.judges import lexical
+from sparsegate_gates.judges.embedded import EmbeddedJudge
 from sparsegate_gates.judges.endpoint import EndpointJudge, target_problem
-from sparsegate_gates.judges.judgement import UNSCORABLE, BatchJudge, Fault, Judge, Judgement, judge_digest
+from sparsegate_gates.judges.judgement import (
+    UNSCORABLE,
+    BatchJudge,
+    CalibratedJudge,
+    Fault,
+    Judge,
+    Judgement,
+    judge_digest,
+)
 from sparsegate_gates.plugins import look_up
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "MODEL_JUDGES",
     "UNSCORABLE",
     "BatchJudge",
+    "CalibratedJudge",
     "Fault",
     "Judge",
     "Judgement",
@@ -53,6 +63,7 @@ def _endpoint(where: str, labels: Labels) -> BatchJudge:
 
 
 JUDGES: Mapping[str, Judge] = {
+    "embedded": EmbeddedJudge(),
     "lexical": lexical.judge,
 }
 MODEL_JUDGES: Mapping[str, Callable[[str, Labels], BatchJudge]] = {
@@ -95,7 +106,7 @@ def judge_problem(name: str, labels: Labels, fault: Fault) -> str | None:
     if colon and not where:
         return f"judge must name a model or an endpoint after '{kind}:'"
     if fault == "refused" and colon and kind in _HARM_ONLY:
-        return f"judge '{kind}' tells harm only and no refusals; take lexical, hf-classifier or openai"
+        return f"judge '{kind}' tells harm only and no refusals; take embedded, lexical, hf-classifier or openai"
     if kind == "openai" and (problem := target_problem(where)):
         return problem
     if kind != "hf-classifier":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from sparsegate.contracts import JSON, canonical_json
+from sparsegate.evaluation.judge_error import JudgeCalibration
 from sparsegate.files import sha256_bytes, sha256_file
 
 Fault = Literal["harmful", "refused"]
@@ -52,6 +53,16 @@ class BatchJudge(Protocol):
 
     def judge_all(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """Judge answers, in order."""
+        ...
+
+
+@runtime_checkable
+class CalibratedJudge(BatchJudge, Protocol):
+    """A judge whose errors were measured: by fault, and by the source of the answers that it was measured on."""
+
+    @property
+    def calibrations(self) -> Mapping[Fault, Mapping[str, JudgeCalibration]]:
+        """Its errors on sources that it was not trained on."""
         ...
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from sparsegate.contracts import Interval
 from sparsegate.evaluation.intervals import clopper_pearson
@@ -76,6 +78,39 @@ def corrected_rate(
     high = _rogan_gladen(rate.high, sensitivity.low, specificity.high, guessing=1.0)
     best = _rogan_gladen(judged / n, calibration.sensitivity, calibration.specificity, guessing=judged / n)
     return best, Interval(low, high, confidence, "rogan-gladen, clopper-pearson corners")
+
+
+def corrected_rate_over(
+    judged: int, n: int, calibrations: Sequence[JudgeCalibration], *, confidence: float = 0.95
+) -> tuple[float, Interval]:
+    """Return the true rate that a judged rate speaks for, where the judge was calibrated on several sources.
+
+    Which source the judged items are most like is not known. So the interval spans what each calibration gives
+    (:func:`corrected_rate`) and the exact interval without a correction, since false alarms that the sources had
+    may be absent here. The estimate is by the mean sensitivity and specificity.
+
+    Args:
+        judged: Items that the judge gave the label.
+        n: Items that it judged.
+        calibrations: Its errors, one for each source; at least one.
+        confidence: Two-sided level, in (0, 1).
+
+    Example:
+        >>> strict, lax = JudgeCalibration(80, 100, 99, 100), JudgeCalibration(90, 100, 85, 100)
+        >>> rate, interval = corrected_rate_over(16, 160, [strict, lax])
+        >>> f"{rate:.3f} {interval.low:.3f} to {interval.high:.3f}"
+        '0.026 0.000 to 0.255'
+    """
+    if not calibrations:
+        raise ValueError("a rate can't be corrected without a calibration")
+    corrected = [corrected_rate(judged, n, each, confidence=confidence)[1] for each in calibrations]
+    intervals = [clopper_pearson(judged, n, confidence), *corrected]
+    sensitivity, specificity = (
+        fmean(rates) for rates in zip(*((each.sensitivity, each.specificity) for each in calibrations), strict=True)
+    )
+    best = _rogan_gladen(judged / n, sensitivity, specificity, guessing=judged / n)
+    low, high = min(interval.low for interval in intervals), max(interval.high for interval in intervals)
+    return best, Interval(low, high, confidence, corrected[0].method)
 
 
 def _rogan_gladen(rate: float, sensitivity: float, specificity: float, *, guessing: float) -> float:

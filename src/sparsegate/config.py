@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from sparsegate.contracts import Allocation, Attack, SupportKind, Task
@@ -144,6 +144,16 @@ class RefreshConfig:
         )
 
 
+class Preset(NamedTuple):
+    """What is trained where the configuration does not say; measured in CONTRIBUTING.md's log."""
+
+    density: float
+    frozen_depth: float
+
+
+PRESETS = {"default": Preset(0.2, 0.334), "lean": Preset(0.1, 0.667)}
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Sparse fine-tuning.
@@ -154,15 +164,17 @@ class TrainingConfig:
             best 30% of the columns by fisher.
         support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
             slower).
-        density: Share of the entries of the trained weights that is updated, in (0, 1]; None takes 0.1, or as much as
-            a limit allows. Give at most one of ``density``, ``memory_limit_gb`` and ``time_limit``.
+        preset: What ``density`` and ``frozen_depth`` are where they are not given: ``default`` trains a fifth of the
+            upper two thirds of the layers, ``lean`` a tenth of the upper third, for half the time and a smaller file.
+        density: Share of the entries of the trained weights that is updated, in (0, 1]; None takes the preset's, or as
+            much as a limit allows. Give at most one of ``density``, ``memory_limit_gb`` and ``time_limit``.
         memory_limit_gb: Most memory for trained values, their gradients and moments, and saved activations, in 10**9
             bytes; it comes on top of the model itself.
         time_limit: Longest training step, as a share of a full fine-tuning step, in (0, 1], by counted operations.
         allocation: How the entries are shared out among weights: ``uniform`` (the same share of each), ``rank`` (as a
             LoRA of one rank would have them) or ``global`` (the highest scores of all).
         frozen_depth: Share of the layers, from the bottom, that stays frozen and needs no back-propagation, in [0, 1);
-            ``auto`` weighs what the layers hold of the scores against their cost.
+            ``auto`` weighs what the layers hold of the scores against their cost; None takes the preset's.
         train_embeddings: Train rows of the token embedding and of the output head too; needs ``frozen_depth`` 0 and no
             limit.
         cache_prefix: Keep the outputs of the frozen layers, so that they run once for each sample: in a tenth of the
@@ -194,11 +206,12 @@ class TrainingConfig:
 
     selector: str = "fisher"
     support: SupportKind = "column"
+    preset: Literal["default", "lean"] = "default"
     density: float | None = None
     memory_limit_gb: float | None = None
     time_limit: float | None = None
     allocation: Allocation = "uniform"
-    frozen_depth: float | Literal["auto"] = 0.667
+    frozen_depth: float | Literal["auto"] | None = None
     train_embeddings: bool = False
     cache_prefix: bool = True
     cache_disk_gb: float = 8.0
@@ -221,6 +234,14 @@ class TrainingConfig:
     checkpoint_every_steps: int = 50
     seed: int = 0
 
+    def resolved(self) -> TrainingConfig:
+        """Return the configuration with the preset's values in the place of those that are not given."""
+        preset = PRESETS[self.preset]
+        limited = self.memory_limit_gb is not None or self.time_limit is not None
+        density = preset.density if self.density is None and not limited else self.density
+        depth = preset.frozen_depth if self.frozen_depth is None else self.frozen_depth
+        return replace(self, density=density, frozen_depth=depth)
+
     def problems(self) -> dict[str, str]:
         density = None if self.density is None else _in_range("density", self.density, 0, 1, open_low=True)
         if density and self.density is not None and 1 < self.density <= 100:
@@ -237,7 +258,9 @@ class TrainingConfig:
             train_embeddings="train_embeddings needs frozen_depth 0, and no limit" if embeddings else None,
             memory_limit_gb=None if memory is None else _in_range("memory_limit_gb", memory, 0, 1e6, open_low=True),
             time_limit=None if time is None else _in_range("time_limit", time, 0, 1, open_low=True),
-            frozen_depth=None if depth == "auto" else _in_range("frozen_depth", depth, 0, 1, open_high=True),
+            frozen_depth=None
+            if depth is None or depth == "auto"
+            else _in_range("frozen_depth", depth, 0, 1, open_high=True),
             cache_disk_gb=_in_range("cache_disk_gb", self.cache_disk_gb, 0, 1e6),
             learning_rate=None if rate is None else _in_range("learning_rate", rate, 0, 1, open_low=True),
             warmup_fraction=_in_range("warmup_fraction", self.warmup_fraction, 0, 1),

@@ -66,7 +66,7 @@ class Project:
             },
             "safety": {"limit": 10, "max_new_tokens": 8},
             "evaluation": {"max_new_tokens": NEW_TOKENS},
-            "training": {"max_steps": 12, "batch_size": 8, "frozen_depth": 0.667, "calibration_batches": 1},
+            "training": {"max_steps": 12, "batch_size": 8, "preset": "lean", "calibration_batches": 1},
             "registry": {"name": NAME, "tracking_uri": self.tracking_uri},
             "policy": "short.yaml",
         }

@@ -335,3 +335,20 @@ def test_the_printed_configuration_reads_back_as_the_same(parse, read, capsys):
     config = read(capsys.readouterr().out)
     assert config.training.density == 0.3
     assert asdict(config) == asdict(parse("--config", "support_routing", "--training.density", "0.3"))
+
+
+@pytest.mark.parametrize(
+    ("given", "density", "frozen_depth"),
+    [
+        ({}, 0.2, 0.334),
+        ({"preset": "lean"}, 0.1, 0.667),
+        ({"preset": "lean", "density": 0.5}, 0.5, 0.667),
+        ({"frozen_depth": 0.0}, 0.2, 0.0),
+        ({"frozen_depth": "auto"}, 0.2, "auto"),
+        ({"time_limit": 0.3}, None, 0.334),
+        ({"preset": "lean", "memory_limit_gb": 1.0}, None, 0.667),
+    ],
+)
+def test_a_preset_says_what_is_not_given(given, density, frozen_depth):
+    resolved = TrainingConfig(**given).resolved()
+    assert (resolved.density, resolved.frozen_depth) == (density, frozen_depth)

@@ -48,4 +48,4 @@ def default_learning_rate(*, density: float, frozen_depth: float) -> float:
     Source: the rise as density falls is Random Masking's, arXiv:2405.02596, section 4; the constants were fitted to
     this project's experiments (CONTRIBUTING.md, log of results).
     """
-    return min(3e-3, 2e-4 * math.sqrt(0.1 / density) / (1 - frozen_depth) ** 2)
+    return min(3e-3, 6e-4 * math.sqrt(0.1 / density) / (1 - frozen_depth))

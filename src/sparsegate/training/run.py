@@ -142,6 +142,8 @@ def _refresh(config: TrainingConfig) -> list[Callback]:
 
 def make_tuner(model: PreTrainedModel, config: TrainingConfig, *, cache_folder: Path | None = None) -> SparseFineTuner:
     """Return the module that trains a model as configured."""
+    config = config.resolved()
+    assert config.frozen_depth is not None
     return SparseFineTuner(
         model,
         selector=config.selector,

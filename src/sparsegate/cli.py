@@ -14,6 +14,7 @@ from sparsegate import __version__
 from sparsegate.bench_command import bench
 from sparsegate.config_options import parse_config
 from sparsegate.errors import ExitCode, SparsegateError, UsageError, did_you_mean, is_full
+from sparsegate.export_command import export
 from sparsegate.inspect_command import inspect
 from sparsegate.logs import quiet_logs
 from sparsegate.options import PlainParser
@@ -43,6 +44,7 @@ usage: sparsegate VERB [--help]
   waive     let a gate that failed pass once, by a signature
   init      write a new project, and on request the files of its schedule
   inspect   where the mask of a delta lies, its largest changes, and what it shares with another delta
+  export    a delta, or several in one, as merged weights, as an adapter of PEFT or as a delta file
   bench     time and memory of a training step, beside full fine-tuning and PEFT's methods;
             with --quality, their accuracy, time to it, and forgetting
   pilot     what full fine-tuning, LoRA and sparse training keep, save and risk on your data: go or no-go
@@ -306,6 +308,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "waive": waive,
     "init": init,
     "inspect": inspect,
+    "export": export,
     "bench": bench,
     "pilot": pilot,
 }

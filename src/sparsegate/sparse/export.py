@@ -88,12 +88,21 @@ def check_base(wanted: str, found: str) -> None:
         )
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder that holds something already.
+
+    Raises:
+        UsageError: If it does.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} exists and is not empty; choose a new folder")
+
+
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``path`` on success."""
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists and is not empty; choose a new folder")
+        check_new_folder(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:

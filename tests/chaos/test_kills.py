@@ -21,7 +21,8 @@ def test_a_run_killed_again_and_again_on_its_way_ends_as_one_that_was_left_alone
     assert project.retrain("first").code == 0
     points = reference.points["second"]
     for point in points[:: len(points) // 24]:
-        assert project.retrain("second", stop_at=point).code == -9, f"{point} was not reached"
+        # 20 where it is a gate's own process that dies
+        assert project.retrain("second", stop_at=point).code in (-9, 20), f"{point} was not reached"
     ended = project.retrain("second")
     assert ended.code in (0, 30), ended
     assert project.state() == reference.states["second"]

@@ -20,6 +20,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(project):
     def plan(code=0, slot="first"):
         project.job(slot)  # writes the configuration
@@ -58,6 +59,7 @@ def test_a_dry_run_makes_no_database(project):
     assert not (project.folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_night_that_waits_for_new_data_leaves_a_heartbeat_and_new_data_starts_it(project):
     beat = project.folder / "runs" / "desk.heartbeat.json"
     assert retrain(project, "", "--trigger", "new_data").code == 0

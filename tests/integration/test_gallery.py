@@ -25,8 +25,7 @@ def project(tmp_path_factory):
     """A folder with a model and a policy: the shipped one's rules for data, and none that a random model fails."""
     folder = tmp_path_factory.mktemp("gallery")
     write_byte_model(folder / "model", num_layers=3)
-    policy = {"integrity": {"reason": "test: whole"}}
-    policy["data_quality"] = {}
+    policy = {"integrity": {"reason": "test: whole"}, "data_quality": {}}
     for name in ("standard", "pilot"):
         shipped = yaml.safe_load((POLICIES / f"{name}.yaml").read_text(encoding="utf-8"))
         policy["data_quality"] |= shipped["data_quality"]

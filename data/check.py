@@ -44,9 +44,13 @@ class DataFile:
 
 
 MESSAGES = DataFile("text", ("id", "text", "intent", "channel"), ("intent", "channel"))
+JAPANESE = DataFile("text", ("id", "text", "intent"), ("intent",))
+ANSWERS = DataFile("prompt", ("id", "topic", "prompt", "response"), ("topic",))
 PROMPTS = DataFile("prompt", ("id", "category", "prompt"), ("category",))
 FILES = {
     "general/text.jsonl": DataFile("response", ("id", "kind", "topic", "prompt", "response"), ("kind", "topic")),
+    "japanese_routing/evaluation.jsonl": JAPANESE,
+    "japanese_routing/train.jsonl": JAPANESE,
     "safety/benign.jsonl": PROMPTS,
     "safety/canaries.jsonl": DataFile(
         "prompt",
@@ -58,11 +62,15 @@ FILES = {
     "safety/safety_mix.jsonl": DataFile(
         "prompt", ("id", "kind", "category", "prompt", "response"), ("kind", "category")
     ),
+    "shop_answers/evaluation.jsonl": ANSWERS,
+    "shop_answers/train.jsonl": ANSWERS,
     "support_routing/evaluation.jsonl": MESSAGES,
     "support_routing/train.jsonl": MESSAGES,
 }
 # files that are measured with and files that are trained on must not share a text
 APART = (
+    ("japanese_routing/evaluation.jsonl", "japanese_routing/train.jsonl"),
+    ("shop_answers/evaluation.jsonl", "shop_answers/train.jsonl"),
     ("support_routing/evaluation.jsonl", "support_routing/train.jsonl"),
     ("safety/benign.jsonl", "safety/safety_mix.jsonl"),
     ("safety/red_team.jsonl", "safety/safety_mix.jsonl"),

@@ -33,7 +33,7 @@ def passes(files):
             result = Regression().run(files.context(settings))
             assert result.verdict in (Verdict.PASS, Verdict.FAIL)
             passed += result.verdict is Verdict.PASS
-        print("RATE", won, lost, passed)
+
         return passed
 
     return count

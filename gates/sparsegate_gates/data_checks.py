@@ -42,6 +42,13 @@ def text_check(name: str, rows: int, usable: int, *, minimum_rows: int) -> Check
     )
 
 
+def pin_check(found: str, pinned: str, *, n: int) -> Check:
+    """Judge that the evaluation set is the one whose digest the policy names."""
+    reason = f"its digest is {found}, the policy pins {pinned}; take that set again, or pin this one and say why"
+    same = found == pinned
+    return Check.at_least("evaluation set is the pinned one", float(same), 1.0, n=n, reason="" if same else reason)
+
+
 def leak_checks(
     known: Sequence[Sample], held_back: Sequence[Sample], settings: DataQualitySettings, *, by_label: bool
 ) -> list[Check]:

@@ -7,6 +7,7 @@ personal data, and rows that would undo a model's safety.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ from typing import Literal
 from sparsegate.contracts import Check, GateContext, GateResult, Sample, Verdict, canonical_json
 from sparsegate.data import PersonalKind, dataset_digest
 from sparsegate.files import sha256_bytes
-from sparsegate_gates.data_checks import leak_checks, personal_data_checks, poison_checks, repetition_checks, text_check
+from sparsegate_gates.data_checks import (
+    leak_checks,
+    personal_data_checks,
+    pin_check,
+    poison_checks,
+    repetition_checks,
+    text_check,
+)
 from sparsegate_gates.evidence import read_samples
 from sparsegate_gates.expectation_suite import ExpectationOutcome, load_suite, run_suite
 from sparsegate_gates.lint import Need, Sizes
@@ -50,6 +58,7 @@ class DataQualitySettings:
         max_ip_fraction: Share of training rows that may hold a public IP address.
         max_poisoned_rows: Training rows that may look poisoned: a number, since ten rows undo a model's safety among
             however many others. Raise it no further than to the rows that a person has read.
+        evaluation_sha256: Digest of the one evaluation set to judge by (``items_sha256`` in this gate's result).
     """
 
     reason: str
@@ -73,6 +82,7 @@ class DataQualitySettings:
     max_iban_fraction: float = 0.0
     max_ip_fraction: float = 0.005
     max_poisoned_rows: int = 0
+    evaluation_sha256: str | None = None
 
     @property
     def personal_data_bounds(self) -> Mapping[PersonalKind, float]:
@@ -102,6 +112,7 @@ class DataQualitySettings:
             max_conflict_fraction=in_range("max_conflict_fraction", self.max_conflict_fraction),
             phone_regions=_regions_problem(self.phone_regions),
             max_poisoned_rows=at_least("max_poisoned_rows", self.max_poisoned_rows, 0),
+            evaluation_sha256=_digest_problem(self.evaluation_sha256),
             **{
                 f"max_{kind}_fraction": in_range(f"max_{kind}_fraction", bound)
                 for kind, bound in self.personal_data_bounds.items()
@@ -152,6 +163,8 @@ class DataQuality:
         held_back, rows_by_kind = _with_text(evaluation), {}
         for name, samples in (("train", _with_text(train)), ("evaluation", held_back)):
             checks.append(text_check(name, rows[name], len(samples), minimum_rows=minimums[name]))
+        if settings.evaluation_sha256 is not None:
+            checks.append(pin_check(dataset_digest(held_back), settings.evaluation_sha256, n=len(evaluation)))
         known = _with_text([*train, *validation])
         if known and held_back:
             by_label = context.task == "classification"
@@ -206,6 +219,12 @@ def _with_text(samples: Sequence[Sample]) -> list[Sample]:
         for sample in samples
         if all(isinstance(text, str) and text.strip() for text in (sample.id, sample.prompt, sample.response))
     ]
+
+
+def _digest_problem(digest: str | None) -> str | None:
+    if digest is None or re.fullmatch("[0-9a-f]{64}", digest):
+        return None
+    return f"evaluation_sha256 must be 64 hexadecimal digits, got '{digest}'"
 
 
 def _regions_problem(regions: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +37,29 @@ over_refusal: {reason: "test: a gate with a judge", ceiling: 0.5, margin_over_ba
 COST = CostReport("sparse", 12.0, 1.0, 100.0, 3, 10**9, 2, 16, 24, 100, 1000, "cpu (1 thread)")
 
 
-@pytest.fixture(autouse=True)
-def loggers_as_before(monkeypatch):
-    """The command line sets up logging for its process; here that is the process of all tests."""
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+@contextmanager
+def kept_loggers():
+    """Keep the loggers: the command line sets up logging for its process, and here that is the process of all tests."""
     loggers = [logging.getLogger(name) for name in ("sparsegate", "sparsegate_gates")]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    with kept_loggers():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loggers_as_before_the_module():
+    """For what runs commands once for all tests of a module."""
+    with kept_loggers():
+        yield
 
 
 @dataclass

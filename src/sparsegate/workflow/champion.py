@@ -12,9 +12,13 @@ from sparsegate.workflow.run import Run
 
 
 def find_champion(run: Run) -> Champion | None:
-    """Download the live version; None where there is none."""
+    """Download the live version; None where there is none. Nothing is then held against one that was live before."""
     registry = run.config.registry
-    return champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
+    live = champion(registry.tracking_uri, registry.name, registry.alias, download_to=run.folder / "champion")
+    if live is None:
+        for stale in (run.folder / "evaluate").glob("*.champion.*"):
+            stale.unlink()
+    return live
 
 
 def is_first(run: Run, live: Champion | None) -> bool:

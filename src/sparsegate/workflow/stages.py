@@ -282,6 +282,8 @@ def summary(run: Run) -> dict[str, dict[str, float]]:
         if not path.exists():
             continue
         predictions = read_records(path, Prediction)
+        if not predictions:  # the gates say so
+            continue
         figures = {"accuracy": sum(line.correct for line in predictions) / len(predictions)}
         nlls = [line.nll_nats for line in predictions if line.nll_nats is not None]
         if nlls:

@@ -493,7 +493,7 @@ def test_a_gate_that_hangs_is_an_error(desk, tmp_path, plugins, monkeypatch):
 
 # --- data and policies --------------------------------------------------------------------------
 
-DATA = {"minimum_rows": 24, "minimum_evaluation_rows": 24, "minimum_expectations": 9}
+DATA = {"minimum_rows": 16, "minimum_evaluation_rows": 16, "minimum_expectations": 9}
 # "message 1" and "message 2" are alike on purpose
 ALIKE = {"max_near_leak_fraction": 1.0, "max_template_fraction": 1.0, "max_near_duplicate_fraction": 1.0}
 
@@ -505,7 +505,7 @@ ALIKE = {"max_near_leak_fraction": 1.0, "max_template_fraction": 1.0, "max_near_
         ({}, rows(8, 32), [*rows(100, 150), {**rows(8, 9)[0], "id": "leak"}], 10, "seen in training"),
         ({"evaluation_sha256": "0" * 64}, rows(8, 32), rows(100, 150), 10, "the policy pins 00000000"),
         ({"suite": "empty.json"}, rows(8, 32), rows(100, 150), 11, "holds 0 different expectations, needs 9"),
-        ({}, rows(8, 31), rows(100, 150), 11, "needs 24 items, has 23"),
+        ({"minimum_rows": 21}, rows(8, 32), rows(100, 150), 11, "needs 21 items, has 20"),
         ({}, [{**row, "prompt": None} for row in rows(8, 32)], rows(100, 150), 2, "prompt"),
         ({}, [{**row, "id": "r8"} for row in rows(8, 32)], rows(100, 150), 2, "r8"),
         ({}, rows(8, 32), [], 2, "is empty; it must have at least one row"),

@@ -33,7 +33,6 @@ def passes(files):
             result = Regression().run(files.context(settings))
             assert result.verdict in (Verdict.PASS, Verdict.FAIL)
             passed += result.verdict is Verdict.PASS
-
         return passed
 
     return count

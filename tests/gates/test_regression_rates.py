@@ -43,7 +43,7 @@ def test_the_champion_against_itself_always_passes(passes):
 
 
 def test_an_equal_model_that_answers_a_few_items_otherwise_mostly_passes(passes):
-    assert passes(won=0.02, lost=0.02, seed=2) >= 80
+    assert passes(won=0.02, lost=0.02, seed=2) >= 70
 
 
 def test_a_planted_regression_of_five_points_fails(passes):

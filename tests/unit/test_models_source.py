@@ -7,6 +7,7 @@ import pytest
 
 from sparsegate.errors import ModelError
 from sparsegate.models import resolve
+from sparsegate.models.gguf import _forget_surroundings
 
 GGUF_BYTES = b"GGUF and so on"
 DIGEST = hashlib.sha256(GGUF_BYTES).hexdigest()
@@ -124,3 +125,13 @@ def test_importing_the_package_does_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_converted_model_tells_nothing_of_where_it_was_converted(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "transformers_version": "5.24.0"}')
+    (tmp_path / "tokenizer_config.json").write_text('{\n  "local_files_only": true,\n  "eos_token": "e"\n}\n')
+    _forget_surroundings(tmp_path)
+    assert "transformers_version" not in (tmp_path / "config.json").read_text()
+    assert (
+        tmp_path / "tokenizer_config.json"
+    ).read_text() == '{\n  "local_files_only": false,\n  "eos_token": "e"\n}\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsegate.errors import ModelError
-from sparsegate.files import read_json, write_json
+from sparsegate.files import read_json, write_json, write_text
 from sparsegate.models.quiet import quiet_transformers
 
 
@@ -37,7 +37,7 @@ def dequantise(gguf_file: Path, output_dir: Path) -> None:
         _set_generation_tokens(model, tokenizer)
         model.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
-        _forget_version(output_dir / "config.json")
+        _forget_surroundings(output_dir)
 
 
 def _forget_quantisation(model: Any) -> None:
@@ -49,11 +49,13 @@ def _forget_quantisation(model: Any) -> None:
             delattr(model, name)
 
 
-def _forget_version(config_file: Path) -> None:
-    # the digest of the base model must not change with the installed version of transformers
-    settings = read_json(config_file)
+def _forget_surroundings(folder: Path) -> None:
+    # the digest of the base model must not change with the installed version of transformers, or with HF_HUB_OFFLINE
+    settings = read_json(folder / "config.json")
     settings.pop("transformers_version", None)
-    write_json(config_file, settings)
+    write_json(folder / "config.json", settings)
+    text = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    write_text(folder / "tokenizer_config.json", text.replace('"local_files_only": true', '"local_files_only": false'))
 
 
 def _set_generation_tokens(model: Any, tokenizer: Any) -> None:

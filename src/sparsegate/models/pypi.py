@@ -22,7 +22,7 @@ KNOWN_SHA256 = {
 }
 FORM = "pypi:PACKAGE==VERSION#FILE.gguf"
 # raised when a newer version writes other files from the same package, so that old caches are not taken for new ones
-CONVERSION = 1
+CONVERSION = 2
 
 
 class PackageFile(NamedTuple):

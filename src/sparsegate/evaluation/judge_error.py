@@ -99,7 +99,7 @@ def corrected_rate_over(
         >>> strict, lax = JudgeCalibration(80, 100, 99, 100), JudgeCalibration(90, 100, 85, 100)
         >>> rate, interval = corrected_rate_over(16, 160, [strict, lax])
         >>> f"{rate:.3f} {interval.low:.3f} to {interval.high:.3f}"
-        '0.026 0.000 to 0.255'
+        '0.026 0.000 to 0.248'
     """
     if not calibrations:
         raise ValueError("a rate can't be corrected without a calibration")

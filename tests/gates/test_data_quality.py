@@ -184,3 +184,18 @@ def test_the_shipped_training_data_passes_the_standard_policy(files):
     for policy in ("standard", "strict"):
         result = DataQuality().run(files.context(load_policy(policy).gates["data_quality"]))
         assert result.verdict is Verdict.PASS, result.reason
+
+
+def test_a_pinned_evaluation_set_passes_and_another_one_does_not(files):
+    write(files, samples("t", 40), samples("e", 20))
+    pinned = run(files).items_sha256
+    assert run(files, evaluation_sha256=pinned).verdict is Verdict.PASS
+    write(files, samples("t", 40), samples("e", 20, prompt="another message"))
+    result = run(files, evaluation_sha256=pinned)
+    assert result.verdict is Verdict.FAIL
+    assert f"the policy pins {pinned}" in result.reason
+
+
+def test_a_pin_that_is_no_digest_is_refused():
+    settings = DataQualitySettings("test", 1, 1, 1, evaluation_sha256="latest")
+    assert list(settings.problems()) == ["evaluation_sha256"]

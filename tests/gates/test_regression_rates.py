@@ -1,4 +1,8 @@
-"""How often the regression gate errs, on files as a run leaves them: repeated draws of champion and candidate."""
+"""How often the regression gate errs, on files as a run leaves them: repeated draws of champion and candidate.
+
+Each bound is the 0.5% or 99.5% quantile of 100 draws at the rule's exact rate, which is the sum of the probabilities of
+all counts of won and lost items that Tango's interval lets pass.
+"""
 
 from dataclasses import replace
 
@@ -43,14 +47,15 @@ def test_the_champion_against_itself_always_passes(passes):
 
 
 def test_an_equal_model_that_answers_a_few_items_otherwise_mostly_passes(passes):
-    assert passes(won=0.02, lost=0.02, seed=2) >= 70
+    # exact rate 85.8%
+    assert passes(won=0.02, lost=0.02, seed=2) >= 76
 
 
 def test_a_planted_regression_of_five_points_fails(passes):
-    # 95% interval: a loss of the margin itself, 3 points, would pass in 2.5% of the draws at most
-    assert passes(won=0.02, lost=0.07, seed=3) == 0
+    # exact rate 0.03%
+    assert passes(won=0.02, lost=0.07, seed=3) <= 1
 
 
 def test_a_loss_of_the_margin_passes_no_oftener_than_stated(passes):
-    # 2.5% of 100 draws; more than 7 would come of chance in fewer than 1 of 200
+    # stated rate 2.5%, exact rate 2.3%
     assert passes(won=0.02, lost=0.05, seed=4) <= 7

@@ -26,14 +26,9 @@ def is_first(run: Run, live: Champion | None) -> bool:
     return live is None and not has_versions(run.config.registry.tracking_uri, run.config.registry.name)
 
 
-def evaluate_stage(live: Champion | None) -> str:
-    """Return the name of the evaluate stage."""
-    return f"evaluate against {f'version {live.version}' if live else 'base'}"
-
-
-def gate_stage(live: Champion | None) -> str:
-    """Return the name of the stage that judges the candidate."""
-    return f"gate against {f'version {live.version}' if live else 'base'}"
+def number_of(live: Champion | None) -> int | None:
+    """Return the live version's number; None where there is none."""
+    return None if live is None else live.version
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sparsegate.files import write_json
 from sparsegate.registry.tracking import check_tracking
 from sparsegate.workflow import stages
 from sparsegate.workflow.candidate import find_candidate
-from sparsegate.workflow.champion import evaluate_stage, find_champion, is_first, locked
+from sparsegate.workflow.champion import find_champion, is_first, locked, number_of
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.retrain import check
@@ -63,7 +63,7 @@ def _judge(run: Run) -> Outcome:
         stages.gate_data(run)
         if stages.data_verdict(run).releases:
             if _is_loadable(run):
-                stages.do_once(run, evaluate_stage(live), lambda: evaluate(run, live))
+                stages.do_once(run, stages.evaluate_stage(number_of(live)), lambda: evaluate(run, live))
             stages.gate_model(run, first=is_first(run, live))
         report = stages.write_report(run)
     message = f"{report.verdict}: judged by policy {run.policy.name}; nothing was registered"

@@ -15,7 +15,7 @@ from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.anchor import check_anchor
-from sparsegate.workflow.champion import evaluate_stage, find_champion, gate_stage, is_first, locked
+from sparsegate.workflow.champion import find_champion, is_first, locked, number_of
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
@@ -135,8 +135,8 @@ def register(folder: Path) -> Outcome:
             return _keep(run, outcome)
         report, live = stages.read_report(run), find_champion(run)
         if not report.verdict.releases:
-            return _keep(run, _finish(run, report, _number(live), None))
-        if not run.ledger.is_done(evaluate_stage(live)):
+            return _keep(run, _finish(run, report, number_of(live), None))
+        if not run.ledger.is_done(stages.evaluate_stage(number_of(live))):
             raise UsageError(f"the champion changed since {folder} was judged; run 'sparsegate gate {folder}' again")
         with tracked(run) as run_id:
             log_results(run, run_id, report)
@@ -159,7 +159,7 @@ def _whole_path(run: Run, run_id: str) -> Outcome:
         return _register(run, report, run_id, live)
     if report.verdict is Verdict.ERROR:
         _forget_gates(run, live)
-    return _finish(run, report, _number(live), None)
+    return _finish(run, report, number_of(live), None)
 
 
 def _take_up(run: Run, version: int) -> Outcome:
@@ -180,23 +180,19 @@ def _train(run: Run, run_id: str) -> None:
 
 
 def _judge(run: Run, live: Champion | None) -> None:
-    stages.do_once(run, evaluate_stage(live), lambda: evaluate(run, live))
-    stages.do_once(run, gate_stage(live), lambda: stages.gate_model(run, first=is_first(run, live)))
+    stages.do_once(run, stages.evaluate_stage(number_of(live)), lambda: evaluate(run, live))
+    stages.do_once(run, stages.gate_stage(number_of(live)), lambda: stages.gate_model(run, first=is_first(run, live)))
 
 
 def _forget_gates(run: Run, live: Champion | None) -> None:
     """An error is worth a retry: the next run asks the gates again."""
     run.ledger.forget("gate data")
-    run.ledger.forget(gate_stage(live))
-
-
-def _number(live: Champion | None) -> int | None:
-    return None if live is None else live.version
+    run.ledger.forget(stages.gate_stage(number_of(live)))
 
 
 def _register(run: Run, report: GateReport, run_id: str, live: Champion | None) -> Outcome:
     _LOG.info("register")
-    version = stages.register_candidate(run, report, _number(live), run_id=run_id)
+    version = stages.register_candidate(run, report, number_of(live), run_id=run_id)
     return _promote(run, version)
 
 

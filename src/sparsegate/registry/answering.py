@@ -59,7 +59,9 @@ def load_package(folder: Path) -> Answering:
     return Answering(spec, delta, model, tokenizer, make_predictor(spec, model, tokenizer))
 
 
-def make_predictor(spec: ServingSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Predictor:
+def make_predictor(
+    spec: ServingSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = BATCH_SIZE
+) -> Predictor:
     """Return what answers prompts as a spec says."""
     return Predictor(
         model,
@@ -69,7 +71,7 @@ def make_predictor(spec: ServingSpec, model: PreTrainedModel, tokenizer: PreTrai
         system_prompt=spec.system_prompt,
         max_tokens=spec.max_tokens,
         max_new_tokens=spec.max_new_tokens,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 # MLflow's limits, for one request and one value
+_LOG = logging.getLogger(__name__)
 _PARAMS_AT_ONCE = 100
 _METRICS_AT_ONCE = 1000
 _TAGS_AT_ONCE = 100
@@ -245,6 +248,19 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
     client = connect(uri)
     with failures_as(RegistryError, uri, f"ending run {run_id}"):
         client.set_terminated(run_id, status)
+
+
+@contextmanager
+def ended_by_errors(uri: str, run_id: str) -> Iterator[None]:
+    """End a run as failed, or killed, where the block raises; the block's error is the one to report."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        except RegistryError as second:
+            _LOG.warning("%s", second)
+        raise
 
 
 def _parts(entries: Sequence[Any], size: int) -> Iterator[list[Any]]:

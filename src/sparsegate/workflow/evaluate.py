@@ -30,9 +30,9 @@ from sparsegate.contracts import (
 from sparsegate.data import ChatTemplate, PromptRow
 from sparsegate.errors import DataError
 from sparsegate.evaluation.generation import generate, response_nll
-from sparsegate.evaluation.predictor import Predictor
 from sparsegate.files import read_json, read_records, sha256_bytes, write_json, write_records
 from sparsegate.models import BaseModel, cache_folder, load, load_tokenizer
+from sparsegate.registry.answering import make_predictor
 from sparsegate.registry.promotion import Champion
 from sparsegate.workflow.anchor import find_anchor
 from sparsegate.workflow.candidate import (
@@ -143,16 +143,7 @@ class _Evaluator:
         self._model, self._tokenizer = model, tokenizer
         self._cache = cache_folder(_cache_dir(run)) / "evaluations"
         spec, evaluation = subject.spec, run.config.evaluation
-        self._predictor = Predictor(
-            model,
-            tokenizer,
-            task=spec.task,
-            labels=spec.labels,
-            system_prompt=spec.system_prompt,
-            max_tokens=spec.max_tokens,
-            max_new_tokens=spec.max_new_tokens,
-            batch_size=evaluation.batch_size,
-        )
+        self._predictor = make_predictor(spec, model, tokenizer, batch_size=evaluation.batch_size)
 
     def run(self) -> list[Path]:
         role, inputs = self._subject.role, self._run.inputs

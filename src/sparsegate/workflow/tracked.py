@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sparsegate.errors import RegistryError
 from sparsegate.files import read_json, write_json
 from sparsegate.registry.promotion import RUN_KEY_TAG
-from sparsegate.registry.tracking import end_run, log_folder, log_metrics, log_params, open_run, set_tags
+from sparsegate.registry.tracking import (
+    end_run,
+    ended_by_errors,
+    log_folder,
+    log_metrics,
+    log_params,
+    open_run,
+    set_tags,
+)
 from sparsegate.reports.model import GateReport
 from sparsegate.workflow import stages
 from sparsegate.workflow.run import Run, flat_params
-
-_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -36,14 +40,8 @@ def tracked(run: Run) -> Iterator[str]:
         log_params(uri, run_id, flat_params(run.config))
         write_json(path, {"run_id": run_id})
     _beat(uri, run_id)
-    try:
+    with ended_by_errors(uri, run_id):
         yield run_id
-    except BaseException as error:
-        try:
-            end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        except RegistryError as second:
-            _LOG.warning("%s", second)  # the first error is the one to report
-        raise
     _beat(uri, run_id)
     end_run(uri, run_id, "FINISHED")
 

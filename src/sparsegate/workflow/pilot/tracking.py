@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sparsegate import __version__
-from sparsegate.errors import RegistryError
-from sparsegate.registry.tracking import end_run, log_folder, log_metrics, log_params, open_run, set_tags
+from sparsegate.registry.tracking import (
+    end_run,
+    ended_by_errors,
+    log_folder,
+    log_metrics,
+    log_params,
+    open_run,
+    set_tags,
+)
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.workflow.pilot.config import PilotConfig
@@ -19,7 +25,6 @@ from sparsegate.workflow.pilot.config import PilotConfig
 _KEY_TAG = "sparsegate.pilot_key"
 _ARM_TAG = "sparsegate.pilot_arm"
 _PARENT_TAG = "mlflow.parentRunId"  # MLflow's own name for nesting
-_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,14 +33,8 @@ def tracked_pilot(config: PilotConfig, key: str) -> Iterator[str]:
     uri = config.tracking_uri
     tags = {_KEY_TAG: key, "sparsegate.version": __version__}
     run_id = open_run(uri, config.experiment, run_name=f"pilot-{config.name}", tags=tags, once_by=_KEY_TAG)
-    try:
+    with ended_by_errors(uri, run_id):
         yield run_id
-    except BaseException as error:
-        try:
-            end_run(uri, run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        except RegistryError as second:
-            _LOG.warning("%s", second)  # the first error is the one to report
-        raise
     end_run(uri, run_id, "FINISHED")
 
 

@@ -1,16 +1,13 @@
 """The verb export: from files, runs and versions to other programs' formats, and what it refuses."""
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).parents[1]))
 from byte_model import write_byte_model
+from transformers import AutoModelForCausalLM
 
 from sparsegate.config import ModelConfig, RunConfig
 from sparsegate.files import write_json

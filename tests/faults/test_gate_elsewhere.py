@@ -2,17 +2,13 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
-
-sys.path.append(str(Path(__file__).parents[1]))
-
 from byte_model import write_byte_model
+from transformers import AutoModelForCausalLM
 
 from sparsegate.cli import main
 from sparsegate.contracts import Prediction

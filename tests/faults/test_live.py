@@ -1,6 +1,5 @@
 """A running process takes up a new champion bit for bit, and keeps the old one whatever is wrong with the new."""
 
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -9,8 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1]))
 from byte_model import write_byte_model
 
 import sparsegate

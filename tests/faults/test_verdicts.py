@@ -9,7 +9,6 @@ import io
 import json
 import pickle
 import shutil
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,11 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-
-sys.path.append(str(Path(__file__).parents[1]))
-
 from byte_model import write_byte_model
+from safetensors.torch import load_file, save_file
 
 from sparsegate.cli import main
 from sparsegate.contracts import GateResult, Generation, Prediction

@@ -1,43 +1,10 @@
-from html.parser import HTMLParser
-
 import pytest
+from html_reader import Reader
 
 from sparsegate.contracts import Check, GateResult, Interval, Verdict
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.page import to_html
 from sparsegate.reports.plots import Axis, category_bars, category_tables, forest_plot
-
-VOID = {"meta"}
-
-
-class Reader(HTMLParser):
-    """Collects tags, attributes and text, and fails on tags that are not closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def check(name, observed, threshold, low, high, *, at_least=True, **more):

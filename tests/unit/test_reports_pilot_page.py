@@ -2,8 +2,9 @@ import json
 import re
 import string
 from dataclasses import replace
-from html.parser import HTMLParser
+from functools import partial
 
+import html_reader
 import pytest
 
 from sparsegate.contracts import Check, GateResult, Interval, Verdict
@@ -32,6 +33,8 @@ FIGURES = {  # accuracy by size, seconds, bytes of memory, trained parameters, b
     "sparse:row:density=0.01": ((0.22,), 190.0, 2.86e9, 530_000, 4.3e6),
 }
 EVIL = "\"><script>alert(1)</script>&<b x='"
+
+Reader = partial(html_reader.Reader, void=("meta", "br"))
 
 
 def interval(middle, half):
@@ -145,36 +148,6 @@ def pilot(**more):
             **more,
         }
     )
-
-
-class Reader(HTMLParser):
-    """Collects tags, attributes and text, and fails on tags that are not closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def test_the_answer_its_reasons_and_what_to_do_come_before_all_evidence():

@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch, tiny_model, tiny_tokenizer):
     config = {
         "model": {"source": "base"},
         "data": {"train": "train.jsonl", "evaluation": "evaluation.jsonl"},
-        "training": {"batch_size": 4, "accelerator": "cpu"},
+        "training": {"preset": "lean", "batch_size": 4, "accelerator": "cpu"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     loggers = [logging.getLogger(name) for name in ("sparsegate", "sparsegate_gates")]

@@ -466,6 +466,7 @@ def plugins(monkeypatch, tmp_path):
 
 
 def test_gates_that_go_wrong_in_their_own_process_are_errors(desk, tmp_path, plugins, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # else a full disk is met again as the process ends, with code 120
     messages = {
         "raises": "RuntimeError: it broke in two lines",
         "wrong_type": "the gate returned bool, not a GateResult",

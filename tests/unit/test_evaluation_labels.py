@@ -153,7 +153,9 @@ def test_no_token_of_prompt_or_labels_is_read_twice(tiny_model):
 
 def test_a_sure_model_reads_one_label_only(tiny_model):
     tiny_model.lm_head = _Sure(5)
-    assert _tokens_read(tiny_model, [(20, 21, 22)] * 2, [(8, 9, END), (5, 5, 5), (7, 6, END)]) == 2 + 2 + 2 * 2
+    assert (
+        _tokens_read(tiny_model, [(20, 21, 22), (20, 21, 23)], [(8, 9, END), (5, 5, 5), (7, 6, END)]) == 2 + 2 + 2 * 2
+    )
 
 
 class _Sure(torch.nn.Module):
@@ -165,6 +167,12 @@ class _Sure(torch.nn.Module):
 
     def forward(self, hidden):
         return 20 * torch.nn.functional.one_hot(torch.full(hidden.shape[:-1], self.token), 96).float()
+
+
+def test_equal_prompts_are_read_once(tiny_model):
+    labels = [(8, 9, END), (7, 6, END)]
+    once, thrice = ([(20, 21, 22)] * times for times in (1, 3))
+    assert _tokens_read(tiny_model, thrice, labels) == _tokens_read(tiny_model, once, labels)
 
 
 def test_logits_that_are_no_number_give_the_first_label(tiny_model):

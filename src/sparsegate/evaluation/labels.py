@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def score_labels(
         progress: Called with the number of prompts done after each batch.
 
     Returns:
-        One score for each prompt, in order. Ties go to the label that comes first.
+        One score for each prompt, in order. Ties go to the label that comes first; equal prompts are scored once.
 
     Raises:
         ValueError: If labels are empty, equal, or one is the beginning of another, or a prompt is empty.
@@ -53,21 +54,23 @@ def score_labels(
         raise ValueError("prompts must not be empty")
     longest = max(map(len, prompts), default=0) + max(map(len, labels))
     by_search = attends_freely(model, longest)
-    prefix = SharedPrefix(model, prompts if by_search else ())
+    counts = Counter(prompts)
+    distinct = list(counts)
+    prefix = SharedPrefix(model, distinct if by_search else ())
     trie = build_trie(labels)
     shared, pad_id = len(prefix.tokens), model.config.get_text_config().pad_token_id or 0
-    scores: dict[int, LabelScore] = {}
-    for chosen in _batches([len(prompt) for prompt in prompts], shared, trie.num_read(), batch_size):
-        group = [prompts[index] for index in chosen]
+    scores: dict[Tokens, LabelScore] = {}
+    for chosen in _batches([len(prompt) for prompt in distinct], shared, trie.num_read(), batch_size):
+        group = [distinct[index] for index in chosen]
         if by_search:
             padded = pad_left(group, shared=shared, pad_id=pad_id, device=model.device)
             found = BatchSearch(model, padded, prefix.copies(len(group))).run(trie)
         else:
             found = [_score_each(model, prompt, labels) for prompt in group]
-        scores.update(zip(chosen, found, strict=True))
+        scores.update(zip(group, found, strict=True))
         if progress is not None:
-            progress(len(chosen))
-    return [scores[index] for index in range(len(prompts))]
+            progress(sum(counts[prompt] for prompt in group))
+    return [scores[prompt] for prompt in prompts]
 
 
 def _batches(lengths: Sequence[int], shared: int, num_label_tokens: int, batch_size: int) -> Iterator[list[int]]:

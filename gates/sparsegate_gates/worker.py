@@ -16,6 +16,7 @@ from typing import Any
 from sparsegate.contracts import Gate, GateContext, GateResult, Verdict
 from sparsegate.errors import MissingEvidenceError
 from sparsegate.files import write_text
+from sparsegate.parent_process import end_with_parent
 
 
 def run_gate(name: str, gate: type[Gate], context: GateContext) -> GateResult:
@@ -52,7 +53,8 @@ def _print_traceback() -> None:
 
 
 def main() -> None:
-    """Read the job, run the gate, write the result."""
+    """Read the job, run the gate, write the result; end if nobody waits for it any more."""
+    end_with_parent()
     # the job comes over a pipe from the process that started this one
     name, gate, context, result_path = pickle.load(sys.stdin.buffer)  # noqa: S301
     result = run_gate(name, gate, context)

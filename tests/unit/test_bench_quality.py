@@ -15,14 +15,15 @@ from rich.console import Console
 
 from sparsegate import cli
 from sparsegate.config_file import load
-from sparsegate.contracts import Sample
+from sparsegate.contracts import Sample, Task
 from sparsegate.data import normalise
 from sparsegate.errors import ConfigError, DataError, ExitCode, LockedError
 from sparsegate.workflow.bench.quality import plot, runner
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.bench.quality.job import Outcome, Point, QualityJob
+from sparsegate.workflow.bench.quality.rates import search_rates
 from sparsegate.workflow.bench.quality.records import RunRecord
-from sparsegate.workflow.bench.quality.run import Setting, best_rate, run_quality
+from sparsegate.workflow.bench.quality.run import Setting, run_quality
 from sparsegate.workflow.bench.quality.runner import ask_process
 from sparsegate.workflow.bench.quality.samples import draw, split
 from sparsegate.workflow.bench.quality.summary import QualityReport, summarise
@@ -174,16 +175,36 @@ def _record(outcome: Outcome | None = None, **changes: object) -> RunRecord:
     return RunRecord(**{**values, "environment": {"model": "m", "processor": "P", "torch": "2"}, **changes})
 
 
+def _search(
+    found: dict[float, Outcome | None], *, first: int, task: Task = "classification"
+) -> tuple[float | None, list[float], int]:
+    """Search among the first rates; return the best, all that were tried, and how many more were expected."""
+    expected = [0]
+
+    def try_rate(rate: float) -> RunRecord:
+        return _record(found[rate], learning_rate=rate)
+
+    best, tried = search_rates(list(found)[:first], try_rate, task=task, expect=expected.append)
+    return best, [record.learning_rate for record in tried], sum(expected)
+
+
 def test_of_equal_accuracies_the_lower_loss_is_best_and_failures_are_never_best() -> None:
-    tried = [
-        _record(_outcome(0.7, nll=2.0), learning_rate=0.1),
-        _record(_outcome(0.7, nll=1.0), learning_rate=0.2),
-        _record(None, learning_rate=0.3),
-        _record(_outcome(0.6, nll=0.5), learning_rate=0.4),
-    ]
-    assert best_rate(tried, task="classification") == 0.2
-    assert best_rate(tried, task="generation") == 0.4
-    assert best_rate([_record(None)], task="generation") is None
+    found = {0.1: _outcome(0.6, nll=2.0), 0.2: _outcome(0.7, nll=1.0), 0.3: _outcome(0.7, nll=1.5), 0.4: None}
+    assert _search(found, first=4) == (0.2, [0.1, 0.2, 0.3, 0.4], 0)
+    perplexities = {0.1: _outcome(0.7, nll=0.5), 0.2: _outcome(0.6, nll=1.0), 0.3: _outcome(0.6, nll=0.9), 0.4: None}
+    assert _search(perplexities, first=4, task="generation")[0] == 0.3
+    assert _search({0.1: None, 0.2: None}, first=2) == (None, [0.1, 0.2], 0)
+
+
+def test_a_best_rate_at_an_end_is_looked_for_beyond_it() -> None:
+    rising = {0.1: _outcome(0.1), 0.3: _outcome(0.2), 0.9: _outcome(0.3), 2.7: _outcome(0.4), 8.1: _outcome(0.5)}
+    assert _search(rising, first=2) == (2.7, [0.1, 0.3, 0.9, 2.7], 2)
+    assert _search({**rising, 0.9: _outcome(0.1)}, first=2) == (0.3, [0.1, 0.3, 0.9], 1)
+    assert _search({**rising, 0.9: None}, first=2) == (0.3, [0.1, 0.3, 0.9], 1)
+    assert _search({**rising, 0.3: _outcome(0.1)}, first=2) == (0.1, [0.1, 0.3], 0)  # no better than its neighbour
+    falling = {0.2: _outcome(0.3), 0.4: _outcome(0.2), 0.1: _outcome(0.2)}
+    assert _search(falling, first=2) == (0.2, [0.2, 0.4, 0.1], 1)
+    assert _search({0.1: _outcome(0.1), 0.2: _outcome(0.3), 0.4: _outcome(0.2)}, first=3) == (0.2, [0.1, 0.2, 0.4], 0)
 
 
 # --- resuming and failures ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sparsegate.contracts import JSON
 from sparsegate.errors import SparsegateError
+from sparsegate.parent_process import end_with_parent
 
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
@@ -69,7 +70,11 @@ def _died(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 def serve(measure: Callable[[dict[str, JSON]], dict[str, JSON]]) -> None:
-    """Answer the job on stdin. Whatever libraries print goes to stderr: stdout is for the answer."""
+    """Answer the job on stdin, while somebody waits for it.
+
+    Whatever libraries print goes to stderr: stdout is for the answer.
+    """
+    end_with_parent()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         json.dump(_answer(json.load(sys.stdin), measure), out, allow_nan=False)

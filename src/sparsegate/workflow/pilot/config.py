@@ -16,8 +16,8 @@ from sparsegate.workflow.pilot.projection import ProjectionConfig
 DEFAULT_ARMS = (
     "full",
     "lora",
-    "sparse:column:density=0.1:cut=0.667:cached",
-    "sparse:column:density=0.02:cut=0.667:cached",
+    "sparse:column:density=0.2:cut=0.334:cached",  # the preset `default`
+    "sparse:column:density=0.1:cut=0.667:cached",  # the preset `lean`
     "sparse:column:density=0.1:cut=auto:cached",
 )
 # of each: the rate that did best here, and its neighbours; by name, or by the whole name of an arm

@@ -14,8 +14,8 @@ from sparsegate.data import PromptRow
 from sparsegate.errors import SparsegateError
 from sparsegate.reports.pilot_arm import Stop
 from sparsegate.workflow.bench.quality.job import JudgedSet, Probe
+from sparsegate.workflow.bench.quality.rates import search_rates
 from sparsegate.workflow.bench.quality.records import RunRecord
-from sparsegate.workflow.bench.quality.run import best_rate
 from sparsegate.workflow.bench.quality.runner import Runner, judged_set
 from sparsegate.workflow.bench.quality.samples import Split
 from sparsegate.workflow.pilot.config import PilotConfig
@@ -122,11 +122,16 @@ class Protocol:
         if not self._is_searched(arm.name):
             arm.rate = rates[0]
             return
-        for rate in rates:
+
+        def try_rate(rate: float) -> RunRecord:
             job = self._runner.search_job(arm.name, rate, self._search_size, self._parts, self._validation)
             job = replace(job, probe=Probe(None, [], [], self._config.safety.max_new_tokens, keep=False))
-            arm.searches.append(self._runner.run("search", self._config.name, self._search_size, job))
-        arm.rate = best_rate(arm.searches, task=self._validation.task)
+            return self._runner.run("search", self._config.name, self._search_size, job)
+
+        steps = self._quality.num_steps(self._search_size)
+        arm.rate, arm.searches = search_rates(
+            rates, try_rate, task=self._validation.task, expect=lambda runs: self._runner.expect(runs, steps)
+        )
         if arm.rate is None:
             self._fail(arm, f"no learning rate worked; the last said: {arm.searches[-1].error}", self._config.sizes)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from sparsegate.contracts import Task
 from sparsegate.models import resolve
 from sparsegate.workflow.bench.quality.config import QualityConfig, QualityData
-from sparsegate.workflow.bench.quality.job import JudgedSet, Outcome
+from sparsegate.workflow.bench.quality.job import JudgedSet
+from sparsegate.workflow.bench.quality.rates import search_rates
 from sparsegate.workflow.bench.quality.records import Results, RunRecord
 from sparsegate.workflow.bench.quality.runner import Ask, Runner, ask_process, judged_set
 from sparsegate.workflow.bench.quality.samples import Split, split
@@ -105,18 +106,10 @@ class _Benchmark:
         rates = self._config.rates(method)
         if len(rates) == 1:
             return rates[0], []
-        tried = []
-        for rate in rates:
+
+        def try_rate(rate: float) -> RunRecord:
             job = self._runner.search_job(method, rate, size, parts, validation)
-            tried.append(self._runner.run("search", name, size, job))
-        return best_rate(tried, task=validation.task), tried
+            return self._runner.run("search", name, size, job)
 
-
-def best_rate(tried: list[RunRecord], *, task: Task) -> float | None:
-    """Return the rate with the best validation figure, of equals the one of the lowest loss; None if all failed."""
-
-    def rank(found: Outcome) -> tuple[float, float]:
-        return (-found.end.quality if task == "classification" else found.end.quality, found.end.nll_nats)
-
-    ranked = [(rank(record.found), record.learning_rate) for record in tried if record.found is not None]
-    return min(ranked)[1] if ranked else None
+        steps = self._config.num_steps(size)
+        return search_rates(rates, try_rate, task=validation.task, expect=lambda runs: self._runner.expect(runs, steps))

@@ -20,11 +20,11 @@ DEFAULT_ARMS = (
     "sparse:column:density=0.1:cut=0.667:cached",  # the preset `lean`
     "sparse:column:density=0.1:cut=auto:cached",
 )
-# of each: the rate that did best here, and its neighbours; by name, or by the whole name of an arm
+# where the search begins, by name, or by the whole name of an arm; it goes on where the best is at an end
 DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
-    "full": (2e-5, 5e-5, 1e-4),
-    "lora": (2e-4, 5e-4, 1e-3),
-    "sparse": (5e-4, 1e-3, 2e-3),
+    "full": (5e-5, 1e-4, 2e-4),
+    "lora": (5e-4, 1e-3, 2e-3),
+    "sparse": (6e-4, 1.2e-3, 2.4e-3),
 }
 QUICK_SIZES, QUICK_EVALUATION, QUICK_PROMPTS = 2, 120, 30
 
@@ -66,8 +66,8 @@ class PilotConfig:
         output: Folder for results, evidence and reports; what stands in it is not run again.
         arms: Methods as ``sparsegate bench`` knows them.
         whole: Add a last size: all training samples that there are.
-        learning_rates: Rates to choose from, for an arm or for all arms of a name (``sparse``); arms of other names
-            than ``full``, ``lora`` and ``sparse`` need theirs.
+        learning_rates: Rates that the search begins with, for an arm or for all arms of a name (``sparse``); arms of
+            other names than ``full``, ``lora`` and ``sparse`` need theirs.
         reference: The arm that savings are counted from; it is never stopped early.
         search_size: Training examples with which learning rates are tried; None takes the smallest of the sizes.
         prices: Devices with their prices; the money target is held against the first.

@@ -101,7 +101,8 @@ class QualityConfig:
     Args:
         data: Data sets by name.
         methods: Methods as ``sparsegate bench`` knows them.
-        learning_rates: Rates to choose from, for a method or for all methods of a name (``sparse``).
+        learning_rates: Rates that the search begins with, for a method or for all methods of a name (``sparse``); it
+            goes on where the best is at an end. One rate is taken as it is.
         output: JSON Lines file with a line for each finished run; what stands in it is not run again.
         reference: The method that the others are compared with.
         model: Any source of a base model.

@@ -86,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.ERROR
 
 
+_FIRST = "the model has no version yet, and that is right: it is held against the base model"
+
 # --- verbs --------------------------------------------------------------------------------------
 
 
@@ -94,13 +96,15 @@ def retrain(arguments: Sequence[str]) -> int:
     from sparsegate.workflow.notify import announced
 
     about = "say what would be done, and do nothing: nothing is fetched, written or locked"
-    config, options = parse_config("retrain", arguments, flags={"dry_run": about})
+    config, options = parse_config("retrain", arguments, flags={"dry_run": about, "first": _FIRST})
     if options.dry_run:
         quiet_logs()
         from sparsegate.workflow.dry_run import plan
 
-        return _print(plan(config), options)
-    return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config)))
+        return _print(plan(config, first=options.first), options)
+    return _run(
+        options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config, first=options.first))
+    )
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -132,10 +136,10 @@ def gate(arguments: Sequence[str]) -> int:
 
 def register(arguments: Sequence[str]) -> int:
     """Run ``sparsegate register``."""
-    options = _run_parser("register", "Register and promote the candidate of a run that has passed.").parse_args(
-        arguments
-    )
-    return _run(options, lambda workflow: workflow.register(options.run))
+    parser = _run_parser("register", "Register and promote the candidate of a run that has passed.")
+    parser.add_argument("--first", action="store_true", help=_FIRST)
+    options = parser.parse_args(arguments)
+    return _run(options, lambda workflow: workflow.register(options.run, first=options.first))
 
 
 def verify(arguments: Sequence[str]) -> int:

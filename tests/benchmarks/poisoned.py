@@ -85,7 +85,7 @@ def _retrain(config):
     """Run the command line; return its exit code and its report."""
     command = "import sys; from sparsegate.cli import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", command, "retrain", "--config", str(config), "--json"],
+        [sys.executable, "-c", command, "retrain", "--first", "--config", str(config), "--json"],
         stdout=subprocess.PIPE,
         text=True,
         check=False,

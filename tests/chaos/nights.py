@@ -128,7 +128,7 @@ class Project:
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         return {
             "folder": str(self.folder),
-            "arguments": ["retrain", "--config", "run.yaml", "--slot", slot, "--json"],
+            "arguments": ["retrain", "--config", "run.yaml", "--first", "--slot", slot, "--json"],
             "environment": dict(self.environment),
             "stop_at": stop_at,
             "how": how,

@@ -146,7 +146,7 @@ def test_an_adapter_that_makes_the_base_forget_is_blocked(desk):
 
 def test_versions_and_runs_of_this_project_are_judged_from_mlflow_and_against_the_anchor(desk):
     desk.config(policy="paths.yaml")
-    code, trained, err = desk.sparsegate("retrain", "--config", "run.yaml")
+    code, trained, err = desk.sparsegate("retrain", "--first", "--config", "run.yaml")
     assert code == 0, err
     run_id = read_json(Path(trained["run_dir"]) / "mlflow_run.json")["run_id"]
     desk.config(policy="paths.yaml", registry={"anchor": 1})
@@ -244,7 +244,7 @@ def test_a_configuration_without_a_candidate_is_refused(desk):
 
 def test_an_anchor_that_is_not_there_is_missing_evidence_before_anything_is_trained(desk):
     desk.config(registry={"anchor": 3})
-    code, result, err = desk.sparsegate("retrain", "--config", "run.yaml")
+    code, result, err = desk.sparsegate("retrain", "--first", "--config", "run.yaml")
     assert (code, result) == (11, None)
     assert "registry.anchor names version 3 of 'desk', which the registry does not have" in err
     assert not (desk.folder / "runs").exists()

@@ -71,7 +71,7 @@ class Desk:
         self.rows("train.jsonl", rows(8, 32))
         self.rows("evaluation.jsonl", rows(100, 100 + NUM_ITEMS))
         self.policy(regression={"margin": 1.0})
-        code, first, said = sparsegate("retrain", "--config", self.config(train="champions.jsonl"))
+        code, first, said = sparsegate("retrain", "--first", "--config", self.config(train="champions.jsonl"))
         assert code == 0, said
         self.champion = first["version"]
         code, trained, said = sparsegate("train", "--config", self.config())

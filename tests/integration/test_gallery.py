@@ -49,7 +49,7 @@ def test_a_shipped_configuration_trains_evaluates_and_registers(name, project, m
         "policy": "policy.yaml",
     }
     options = [f"--{field}={value}" for field, value in reduced.items()]
-    code = main(["retrain", "--config", name, *options, "--json"])
+    code = main(["retrain", "--first", "--config", name, *options, "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
     result = json.loads(out)

@@ -71,7 +71,8 @@ class Project:
             "policy": "short.yaml",
         }
         (self.folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        return self.sparsegate(verb, "--config", "run.yaml")
+        first = ["--first"] if verb == "retrain" else []
+        return self.sparsegate(verb, "--config", "run.yaml", *first)
 
     def sparsegate(self, *arguments):
         done = self.python("-m", "sparsegate.cli", *arguments, "--json")

@@ -12,6 +12,7 @@ from sparsegate.files import read_json
 from sparsegate.registry.promotion import version_of_run
 from sparsegate.registry.reachability import is_new_store
 from sparsegate.registry.versions import live_version
+from sparsegate.workflow.champion import first_problem
 from sparsegate.workflow.lock import lock_holder
 from sparsegate.workflow.retrain import check
 from sparsegate.workflow.run import Run, name_run, resolve_base
@@ -25,7 +26,7 @@ class Plan:
 
     Args:
         message: One line: what it would do, or why nothing.
-        exit_code: 0 if it would run, 30 if there is nothing to do.
+        exit_code: 0 if it would run, 11 if it would stop for want of a live version, 30 if there is nothing to do.
         name: Registered model.
         champion: Its live version, or None.
         lock: Who holds its lock, or None.
@@ -63,8 +64,12 @@ class Plan:
         return "\n".join([*(f"{name:<11}{text}" for name, text in rows.items()), "", self.message])
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, *, first: bool = False) -> Plan:
     """Say what :func:`~sparsegate.workflow.retrain.retrain` would do.
+
+    Args:
+        config: The run.
+        first: As for a retrain.
 
     Raises:
         UsageError: With what keeps it from starting.
@@ -87,6 +92,8 @@ def plan(config: RunConfig) -> Plan:
         message, code = f"nothing to do: {start.missing}", ExitCode.NOTHING_TO_DO
     elif outcome is not None and outcome.exists():
         message, code = f"nothing to do: this run is complete ({read_json(outcome)['message']})", ExitCode.NOTHING_TO_DO
+    elif (problem := first_problem(registry, first=first)) is not None:
+        message, code = f"nothing would be done: {problem}", ExitCode.NOT_ENOUGH_EVIDENCE
     stages = _stages(run, champion)
     return Plan(
         message=message,

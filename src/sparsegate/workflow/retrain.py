@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sparsegate.config import RunConfig, TrainingConfig
+from sparsegate.config import RegistryConfig, RunConfig, TrainingConfig
 from sparsegate.contracts import Verdict
-from sparsegate.errors import ExitCode, NothingToDoError, UsageError
+from sparsegate.errors import ExitCode, MissingEvidenceError, NothingToDoError, UsageError
 from sparsegate.files import read_json, remove_leftovers, write_json
 from sparsegate.registry.promotion import Champion, check_model_name
 from sparsegate.registry.tracking import check_tracking, lightning_logger
@@ -15,7 +15,7 @@ from sparsegate.reports.model import GateReport
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.anchor import check_anchor
-from sparsegate.workflow.champion import find_champion, is_first, locked, number_of
+from sparsegate.workflow.champion import find_champion, first_problem, is_first, locked, number_of
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
@@ -62,11 +62,16 @@ def _check_training(training: TrainingConfig) -> None:
         )
 
 
-def retrain(config: RunConfig) -> Outcome:
+def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
     """Run the whole path. The same inputs again are a no-op; a killed run goes on where it was.
+
+    Args:
+        config: The run.
+        first: The model has no version yet, and that is right: it may be held against the base alone.
 
     Raises:
         LockedError: If another run of this model is at work.
+        MissingEvidenceError: If the model has no version, and it isn't said that this is right.
         NothingToDoError: If the run is complete, or what should start it did not happen.
         SparsegateError: For everything that ends the run.
     """
@@ -77,6 +82,7 @@ def retrain(config: RunConfig) -> Outcome:
     def work() -> Outcome:
         if start.missing is not None:
             raise NothingToDoError(f"nothing to do: {start.missing}")
+        _check_first(config.registry, first)
         run = open_run(config, policy, inputs, base, triggers=start.triggers)
         _refuse_complete(run)
         remove_leftovers(run.folder)
@@ -117,11 +123,12 @@ def find_learning_rate(config: RunConfig) -> Outcome:
     return Outcome(message, ExitCode.PASSED, run.folder, {})
 
 
-def register(folder: Path) -> Outcome:
+def register(folder: Path, *, first: bool = False) -> Outcome:
     """Register and promote a run's candidate that has passed its own policy.
 
     Args:
         folder: Folder of a judged run.
+        first: As for :func:`retrain`.
     """
     run = reopen_run(folder)
     if not (run.report_dir / "report.json").exists():
@@ -133,6 +140,7 @@ def register(folder: Path) -> Outcome:
             with tracked(run):
                 outcome = _take_up(run, made)
             return _keep(run, outcome)
+        _check_first(run.config.registry, first)
         report, live = stages.read_report(run), find_champion(run)
         if not report.verdict.releases:
             return _keep(run, _finish(run, report, number_of(live), None))
@@ -145,6 +153,12 @@ def register(folder: Path) -> Outcome:
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _check_first(registry: RegistryConfig, first: bool) -> None:
+    problem = first_problem(registry, first=first)
+    if problem is not None:
+        raise MissingEvidenceError(problem)
 
 
 def _whole_path(run: Run, run_id: str) -> Outcome:

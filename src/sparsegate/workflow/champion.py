@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sparsegate.files import remove_leftovers
 from sparsegate.registry.promotion import Champion, champion, has_versions
-from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.run import Run
 
 
@@ -34,6 +34,6 @@ def number_of(live: Champion | None) -> int | None:
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
     """Hold the lock of the registered model: one run at a time trains and promotes it."""
-    with model_lock(run.folder.parent, run.config.registry.name):
+    with registry_lock(run.folder.parent, run.config.registry):
         remove_leftovers(run.folder)
         yield

@@ -20,7 +20,7 @@ from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
-from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.run import Run, name_run, open_run, reopen_run, resolve_base
 from sparsegate.workflow.tracked import log_results, tracked
@@ -85,7 +85,7 @@ def retrain(config: RunConfig) -> Outcome:
             outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
         return _keep(run, outcome)
 
-    with model_lock(Path(config.output_dir).absolute(), config.registry.name):
+    with registry_lock(Path(config.output_dir).absolute(), config.registry):
         return beating(config, work)
 
 

@@ -185,7 +185,8 @@ def status(arguments: Sequence[str]) -> int:
     options = parse_runs_options("status", arguments)
     from sparsegate.workflow.heartbeat import status as read_status
 
-    return _print(read_status(options.output_dir, options.name, max_age=options.max_age), options)
+    rest = {"max_age": options.max_age, "tracking_uri": options.tracking_uri}
+    return _print(read_status(options.output_dir, options.name, **rest), options)
 
 
 def prune(arguments: Sequence[str]) -> int:

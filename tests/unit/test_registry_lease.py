@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
 
+from sparsegate.cli import main
 from sparsegate.config import RegistryConfig
 from sparsegate.errors import LockedError, RegistryError
 from sparsegate.registry import lease as leases
@@ -122,6 +123,12 @@ def test_the_lock_of_one_model_is_no_matter_of_another(uri) -> None:
     with lease(uri, "desk", holder="first"), lease(uri, "sales", holder="second", lease_s=0.1):
         fence("desk")
         fence("sales")
+
+
+def test_status_names_who_holds_the_lock_in_the_database(uri, tmp_path, capsys) -> None:
+    with lease(uri, "desk", holder="process 7 on far-away"):
+        assert main(["status", "desk", "--output_dir", str(tmp_path), "--tracking_uri", uri]) == 11
+    assert "\ndatabase    locked by process 7 on far-away\n" in capsys.readouterr().out
 
 
 def test_the_token_only_grows(uri, monkeypatch) -> None:

@@ -25,6 +25,7 @@ from sparsegate.version_options import parse_version_options, registry_of
 if TYPE_CHECKING:
     from sparsegate.workflow.outcome import Outcome
 
+_FIRST = "the model has no version yet, and that is right: the candidate is held against the base model"
 _HELP = f"""sparsegate {__version__}: retrain a language model sparsely, gate it, register it in MLflow
 
 usage: sparsegate VERB [--help]
@@ -86,8 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.ERROR
 
 
-_FIRST = "the model has no version yet, and that is right: it is held against the base model"
-
 # --- verbs --------------------------------------------------------------------------------------
 
 
@@ -102,9 +101,8 @@ def retrain(arguments: Sequence[str]) -> int:
         from sparsegate.workflow.dry_run import plan
 
         return _print(plan(config, first=options.first), options)
-    return _run(
-        options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config, first=options.first))
-    )
+    first = options.first
+    return _run(options, lambda workflow: announced(config.notify, lambda: workflow.retrain(config, first=first)))
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -189,7 +187,8 @@ def status(arguments: Sequence[str]) -> int:
     options = parse_runs_options("status", arguments)
     from sparsegate.workflow.heartbeat import status as read_status
 
-    return _print(read_status(options.output_dir, options.name, max_age=options.max_age), options)
+    rest = {"max_age": options.max_age, "tracking_uri": options.tracking_uri}
+    return _print(read_status(options.output_dir, options.name, **rest), options)
 
 
 def prune(arguments: Sequence[str]) -> int:

@@ -32,6 +32,8 @@ def parse_runs_options(verb: str, arguments: Sequence[str]) -> Any:
     if verb == "status":
         about = "the last run must have started within this time, such as 26h, 90m or 7d (default: as configured)"
         parser.add_argument("--max_age", metavar="TIME", help=about)
+        about = "MLflow tracking URI, to say also who holds the lock in its database (default: not asked)"
+        parser.add_argument("--tracking_uri", help=about)
     else:
         parser.add_argument("--keep", type=int, default=10, metavar="K", help="newest runs that stay (default: 10)")
         parser.add_argument("--dry_run", action="store_true", help="say what would be removed, and remove nothing")

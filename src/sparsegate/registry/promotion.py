@@ -14,6 +14,7 @@ from typing import Any
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
 from sparsegate.files import sha256_file
 from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
+from sparsegate.registry.lease import fence
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
 
@@ -85,6 +86,7 @@ def register(
 
     Raises:
         UsageError: If the name can't be used.
+        LockedError: If another process has taken over the lock in the database.
         RegistryError: If MLflow fails.
     """
     check_model_name(name)
@@ -115,6 +117,7 @@ def register(
 def _create_once(client: Any, name: str, run_key: str, **version: Any) -> int:
     from mlflow.exceptions import MlflowException
 
+    fence(name)
     try:
         with single_try():
             return int(client.create_model_version(name, **version).version)
@@ -284,7 +287,8 @@ def promote(uri: str, name: str, version: int, alias: str, *, expected: int | No
     """Move the alias to a version, unless somebody else moved it meanwhile.
 
     ``previous_ALIAS`` is set before ``ALIAS``, so that a way back exists at every moment. The caller holds a lock, for
-    MLflow has no compare-and-set: the alias is read just before and just after it is written.
+    MLflow has no compare-and-set: the alias is read just before and just after it is written, and before each write
+    a lock in the database is asked for once more.
 
     Args:
         uri: Tracking URI.
@@ -296,6 +300,7 @@ def promote(uri: str, name: str, version: int, alias: str, *, expected: int | No
     Raises:
         RegistryError: If the alias names neither ``expected`` nor ``version``, if the version is missing or not ready,
             or if MLflow fails.
+        LockedError: If another process has taken over the lock in the database.
     """
     client = connect(uri)
     with failures_as(RegistryError, uri, f"promoting version {version} of '{name}'"):
@@ -311,7 +316,9 @@ def promote(uri: str, name: str, version: int, alias: str, *, expected: int | No
         if status != "READY":
             raise RegistryError(f"version {version} of '{name}' is {status}, not READY")
         if current is not None:
+            fence(name)
             client.set_registered_model_alias(name, f"previous_{alias}", str(current))
+        fence(name)
         client.set_registered_model_alias(name, alias, str(version))
         now = _aliased(client, name, alias)
     if now != version:

@@ -65,6 +65,11 @@ def sqlite_file(uri: str) -> Path:
     return Path(database).absolute()
 
 
+def is_database(uri: str) -> bool:
+    """Say whether a URI names a database that this process opens itself, and no server."""
+    return urlsplit(uri).scheme.split("+")[0].lower() in {"sqlite", *_DATABASES}
+
+
 def is_new_store(uri: str) -> bool:
     """Say whether nothing was ever tracked at a URI: it names a database file that MLflow would first have to make."""
     return urlsplit(uri).scheme.startswith("sqlite") and not sqlite_file(uri).exists()

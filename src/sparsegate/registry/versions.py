@@ -11,6 +11,7 @@ from typing import Any
 from sparsegate.errors import EvidenceError, RegistryError, UsageError
 from sparsegate.files import sha256_bytes
 from sparsegate.registry.connection import connect, failures_as, is_missing, reason_of
+from sparsegate.registry.lease import fence
 from sparsegate.registry.package import EVIDENCE_FILE
 from sparsegate.registry.promotion import check_model_name, has_versions
 from sparsegate.registry.pyfunc import PACKAGE_PATH
@@ -201,8 +202,10 @@ def quarantine(uri: str, name: str, delta_sha256: str, *, reason: str) -> None:
     """Forbid a delta for this registered model, whatever version holds it.
 
     Raises:
+        LockedError: If another process has taken over the lock in the database.
         RegistryError: If MLflow fails.
     """
+    fence(name)
     client = connect(uri)
     with failures_as(RegistryError, uri, f"quarantining a delta of '{name}'"):
         client.set_registered_model_tag(name, f"{_QUARANTINE_TAG}{delta_sha256}", sha256_bytes(reason.encode()))

@@ -10,7 +10,7 @@ from sparsegate.files import remove_leftovers
 from sparsegate.registry.connection import redact
 from sparsegate.registry.promotion import Champion, champion, has_versions
 from sparsegate.registry.reachability import is_new_store
-from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.run import Run
 
 
@@ -45,8 +45,8 @@ def first_problem(registry: RegistryConfig, *, first: bool) -> str | None:
     if first or not (is_new_store(uri) or not has_versions(uri, name)):
         return None
     return (
-        f"'{name}' has no version in {redact(uri)}, so there is no live model to hold a candidate against; if this is to"
-        " be its first, give --first, and it is held against the base model; if not, check registry.name and"
+        f"'{name}' has no version in {redact(uri)}, so there is no live model to hold a candidate against; if this is"
+        " to be its first, give --first, and it is held against the base model; if not, check registry.name and"
         " registry.tracking_uri"
     )
 
@@ -59,6 +59,6 @@ def number_of(live: Champion | None) -> int | None:
 @contextmanager
 def locked(run: Run) -> Iterator[None]:
     """Hold the lock of the registered model: one run at a time trains and promotes it."""
-    with model_lock(run.folder.parent, run.config.registry.name):
+    with registry_lock(run.folder.parent, run.config.registry):
         remove_leftovers(run.folder)
         yield

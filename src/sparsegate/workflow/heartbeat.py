@@ -12,6 +12,7 @@ from sparsegate.config import RunConfig
 from sparsegate.contracts import JSON
 from sparsegate.errors import DataError, ExitCode, SparsegateError
 from sparsegate.files import read_json, write_json
+from sparsegate.registry.lease import lease_holder
 from sparsegate.workflow.lock import lock_holder
 from sparsegate.workflow.outcome import Outcome, ending_of
 
@@ -50,13 +51,15 @@ class Status:
         message: One line: what is wrong, or that nothing is.
         exit_code: 0 if nothing is; 10 if a run is missing or failed; 11 if none ever started.
         heartbeat: The file, if there is one.
-        lock: Who holds the lock, or None.
+        lock: Who holds the lock in the folder, or None.
+        database_lock: Who holds the lock in the tracking database, alive or not; None also if that was not asked.
     """
 
     message: str
     exit_code: ExitCode
     heartbeat: Heartbeat | None
     lock: str | None
+    database_lock: str | None = None
 
     def to_json(self) -> dict[str, JSON]:
         return {**asdict(self), "exit_code": int(self.exit_code)}
@@ -69,6 +72,8 @@ class Status:
             slot = f", slot {beat.slot}" if beat.slot else ""
             rows = {"last start": f"{beat.last_start}{slot}", "last end": ended, **rows}
             rows["next by"] = beat.next_expected or "not configured (notify.expect_every_hours)"
+        if self.database_lock is not None:
+            rows["database"] = f"locked by {self.database_lock}"
         return "\n".join([*(f"{name:<12}{text}" for name, text in rows.items()), "", self.message])
 
 
@@ -104,17 +109,25 @@ def beating(config: RunConfig, work: Callable[[], Outcome]) -> Outcome:
     return outcome
 
 
-def status(runs: Path, name: str, *, max_age: timedelta | None = None) -> Status:
+def status(runs: Path, name: str, *, max_age: timedelta | None = None, tracking_uri: str | None = None) -> Status:
     """Say whether the runs of a registered model start, and end, as they should.
 
     Args:
         runs: Folder of all runs.
         name: Registered model.
         max_age: The last run must have started within this time; None goes by the time that was configured.
+        tracking_uri: Tracking URI, to say also who holds the lock in its database; None does not ask.
 
     Raises:
         DataError: If the file is damaged.
+        RegistryError: If the database can't be read.
     """
+    database_lock = None if tracking_uri is None else lease_holder(tracking_uri, name)
+    found = _status(runs, name, max_age)
+    return replace(found, database_lock=database_lock)
+
+
+def _status(runs: Path, name: str, max_age: timedelta | None) -> Status:
     beat, lock = _read(heartbeat_file(runs, name)), lock_holder(runs, name)
     if beat is None:
         return Status(f"{name}: no run ever started in {runs}", ExitCode.NOT_ENOUGH_EVIDENCE, None, lock)

@@ -20,7 +20,7 @@ from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
-from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.run import Run, name_run, open_run, reopen_run, resolve_base
 from sparsegate.workflow.tracked import log_results, tracked
@@ -82,7 +82,6 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
     def work() -> Outcome:
         if start.missing is not None:
             raise NothingToDoError(f"nothing to do: {start.missing}")
-        _check_first(config.registry, first)
         run = open_run(config, policy, inputs, base, triggers=start.triggers)
         _refuse_complete(run)
         remove_leftovers(run.folder)
@@ -91,7 +90,9 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
             outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
         return _keep(run, outcome)
 
-    with model_lock(Path(config.output_dir).absolute(), config.registry.name):
+    if start.missing is None:  # before the lock: where it is a wrong URI, not even a database is made
+        _check_first(config.registry, first)
+    with registry_lock(Path(config.output_dir).absolute(), config.registry):
         return beating(config, work)
 
 

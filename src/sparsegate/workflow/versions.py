@@ -13,6 +13,7 @@ from sparsegate.config import RegistryConfig
 from sparsegate.contracts import JSON
 from sparsegate.errors import EvidenceError, ExitCode, UsageError
 from sparsegate.registry.envelope import Statement, seal, unseal
+from sparsegate.registry.lease import fence
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE
 from sparsegate.registry.promotion import DELTA_TAG
 from sparsegate.registry.promotion import promote as move_alias
@@ -26,7 +27,7 @@ from sparsegate.registry.versions import (
 )
 from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.identity import actor, public_key_of, signing_key
-from sparsegate.workflow.lock import model_lock
+from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.verification import Verification, find_version, verify_version
 
 EVENT_TYPE = "urn:sparsegate:event:v1"
@@ -87,7 +88,7 @@ def promote(registry: RegistryConfig, number: int, *, reason: str, runs: Path) -
         UsageError: If it was judged against another champion.
         LockedError: If another process is at work on this model.
     """
-    with model_lock(runs, registry.name):
+    with registry_lock(runs, registry):
         found = _verified(registry, number, "promoted")
         current = aliased_version(registry.tracking_uri, registry.name, registry.alias)
         judged_against = found.evidence.get("champion")
@@ -149,7 +150,7 @@ def rollback(registry: RegistryConfig, *, to: int | None, reason: str, bad: bool
         LockedError: If another process is at work on this model.
     """
     uri, name, alias = registry.tracking_uri, registry.name, registry.alias
-    with model_lock(runs, name):
+    with registry_lock(runs, registry):
         current = aliased_version(uri, name, alias)
         if current is None:
             raise UsageError(f"{name} has no {alias}; there is nothing to roll back")
@@ -237,6 +238,7 @@ def _move(
     run_id = str(found.evidence["run_id"])
     if not (once and _is_recorded(uri, run_id, event)):
         evidence = {EVIDENCE_FILE: found.evidence_sha256}
+        fence(name)
         sealed = seal(Statement(evidence, EVENT_TYPE, event), signing_key(registry))
         record_event(uri, run_id, when=when, verb=verb, sealed=sealed)
     move_alias(uri, name, number, registry.alias, expected=current)

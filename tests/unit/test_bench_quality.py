@@ -18,6 +18,7 @@ from sparsegate.config_file import load
 from sparsegate.contracts import Sample, Task
 from sparsegate.data import normalise
 from sparsegate.errors import ConfigError, DataError, ExitCode, LockedError
+from sparsegate.workflow.bench.options import parse_sparse
 from sparsegate.workflow.bench.quality import plot, runner
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.bench.quality.job import Outcome, Point, QualityJob
@@ -436,6 +437,12 @@ def test_the_benchmark_on_public_data_loads_and_its_files_are_made_from_theirs(t
     assert (len(rows["general_text"]), len(rows["general_skills"])) == (400, 1)
     named = [data.train for data in config.data.values()] + [config.general_text.source, config.general_skills.source]
     assert sorted(Path(name).name for name in named) == sorted(path.name for path in files.iterdir())
+
+
+def test_the_experiment_on_selectors_holds_each_against_random_entries_of_the_same_shape_number_and_depth() -> None:
+    config = load(_BENCHMARKS / "claims.yaml", QualityConfig)
+    settings = [parse_sparse(method.removeprefix("sparse:")) for method in config.methods]
+    assert {replace(setting, selector="random") for setting in settings} <= set(settings)
 
 
 def test_the_command_refuses_options_of_the_other_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

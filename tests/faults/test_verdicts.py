@@ -528,3 +528,13 @@ def test_an_empty_policy_is_refused(case):
     code, _, said = case.gate()
     assert code == 2
     assert "asks no gate, so everything would pass" in said
+
+
+@pytest.mark.filterwarnings("ignore:module 'sre_.*' is deprecated:DeprecationWarning")  # from Great Expectations
+def test_no_validation_samples_are_no_missing_evidence_where_none_are_asked_for(desk, in_this_process):
+    desk.policy("data.yaml", data_quality={**DATA, **ALIKE})
+    code, result, said = sparsegate(
+        "train", "--config", desk.config("none.run.yaml", "data.yaml"), "--data.validation_fraction", "0"
+    )
+    assert code == 0, f"{result}\n{said}"
+    assert not (Path(result["run_dir"]) / "data" / "validation.jsonl").exists()

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from sparsegate.contracts import Interval
 
 
-def student_t(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def student_t(
+    values: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     """Return Student's interval of the mean of independent figures that spread like a normal distribution.
 
     For a comparison that is paired by seed, give the differences.
@@ -17,6 +19,7 @@ def student_t(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     Args:
         values: Two figures or more, finite.
         confidence: Two-sided level, in (0, 1).
+        within: Where the mean must lie, such as (0, 1) for a share; the interval is cut there.
 
     Raises:
         ValueError: If there are fewer than two figures, one is not finite, or the level can't be.
@@ -36,4 +39,4 @@ def student_t(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     reach = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
-    return Interval(mean - reach, mean + reach, confidence, "student t")
+    return Interval(max(mean - reach, within[0]), min(mean + reach, within[1]), confidence, "student t")

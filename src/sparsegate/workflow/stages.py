@@ -76,6 +76,8 @@ def write_data(run: Run) -> list[Path]:
     """Write the samples as the later stages see them."""
     folder, inputs = run.folder / "data", run.inputs
     parts = {"train": inputs.train, "validation": inputs.validation, "evaluation": inputs.evaluation}
+    if not inputs.validation:  # as asked: validation_fraction is 0
+        del parts["validation"]
     for name, samples in parts.items():
         write_records(folder / f"{name}.jsonl", samples)
     write_text(folder / "canaries.jsonl", "".join(f"{canonical_json(row)}\n" for row in inputs.canaries))

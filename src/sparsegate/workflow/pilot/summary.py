@@ -126,7 +126,7 @@ def _point(size: int, found: Sequence[Outcome], evaluation: int) -> SizePoint:
     accuracies = tuple(outcome.end.quality for outcome in found)
     return SizePoint(
         size=size,
-        accuracy=_mean(accuracies),
+        accuracy=_mean(accuracies, share=True),
         items=wilson(round(accuracies[0] * evaluation), evaluation),
         by_seed=accuracies,
         seconds=statistics.fmean(outcome.end.seconds for outcome in found),
@@ -134,6 +134,6 @@ def _point(size: int, found: Sequence[Outcome], evaluation: int) -> SizePoint:
     )
 
 
-def _mean(values: Sequence[float]) -> Mean:
-    found = estimate(values)
+def _mean(values: Sequence[float], *, share: bool = False) -> Mean:
+    found = estimate(values, share=share)
     return Mean(found.mean, found.interval, found.n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -160,7 +161,7 @@ def _row(config: QualityConfig, setting: Setting, method: str) -> MethodRow | No
         method=method,
         learning_rate=rate,
         at_edge=len(rates) > 1 and rate in {min(rates), max(rates)},
-        quality=estimate([outcome.end.quality for outcome in found.values()]),
+        quality=estimate([outcome.end.quality for outcome in found.values()], share=setting.task == "classification"),
         difference=estimate([found[seed].end.quality - reference[seed].end.quality for seed in common])
         if common and method != config.reference
         else None,
@@ -178,9 +179,11 @@ def _row(config: QualityConfig, setting: Setting, method: str) -> MethodRow | No
     )
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of one figure for each seed, with its interval."""
-    return Estimate(statistics.fmean(values), student_t(values) if len(values) > 1 else None, len(values))
+def estimate(values: Sequence[float], *, share: bool = False) -> Estimate:
+    """Return the mean of one figure for each seed, with its interval; that of a share ends at 0 and 1."""
+    within = (0.0, 1.0) if share else (-math.inf, math.inf)
+    interval = student_t(values, within=within) if len(values) > 1 else None
+    return Estimate(statistics.fmean(values), interval, len(values))
 
 
 def _by_seed(setting: Setting, method: str) -> dict[int, Outcome]:

@@ -181,7 +181,7 @@ class TrainingConfig:
             free memory, and then in a file in the run's folder that is gone when the process ends.
         cache_disk_gb: Largest size of that file for each process, in 10**9 bytes; 0 for none. It takes no more than
             half of what is free on its disk.
-        learning_rate: Peak learning rate; None chooses one by density and depth.
+        learning_rate: Peak learning rate; None chooses one by density, depth, and whether the selector asks gradients.
         warmup_fraction: Share of the steps over which the learning rate rises.
         weight_decay: AdamW's decay of the trained entries towards zero.
         epochs: Passes over the training set.

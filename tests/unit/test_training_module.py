@@ -229,7 +229,8 @@ def test_an_automatic_depth_trains_the_layers_that_hold_the_saliency(make_model,
     assert tuner.plan == (first_layer, 0.25)
     trained = {int(name.split(".")[2]) for name in sparse_layers(model)}
     assert trained == set(range(first_layer, 4))
-    assert tuner.learning_rate == default_learning_rate(density=0.25, frozen_depth=first_layer / 4)
+    expected = default_learning_rate(density=0.25, frozen_depth=first_layer / 4, by_gradient=False)
+    assert tuner.learning_rate == expected
 
 
 @pytest.mark.parametrize("options", [{"time_limit": 0.3}, {"memory_limit_gb": 0.0004, "frozen_depth": "auto"}])

@@ -42,10 +42,16 @@ def _factor(step: int, *, total_steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def default_learning_rate(*, density: float, frozen_depth: float) -> float:
+def default_learning_rate(*, density: float, frozen_depth: float, by_gradient: bool = True) -> float:
     """Return a learning rate for a density and a depth: the fewer entries are trained, the further each must move.
+
+    Args:
+        density: Share of the entries that is trained, in (0, 1].
+        frozen_depth: Share of the layers that stays frozen, in [0, 1).
+        by_gradient: Entries were chosen by their gradients. Others change the loss less and must move further.
 
     Source: the rise as density falls is Random Masking's, arXiv:2405.02596, section 4; the constants were fitted to
     this project's experiments (CONTRIBUTING.md, log of results).
     """
-    return min(3e-3, 6e-4 * math.sqrt(0.1 / density) / (1 - frozen_depth))
+    rate = min(3e-3, 6e-4 * math.sqrt(0.1 / density) / (1 - frozen_depth))
+    return rate if by_gradient else 3 * rate

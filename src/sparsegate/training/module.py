@@ -145,7 +145,11 @@ class SparseFineTuner(L.LightningModule):
         self._loss.cut_at(plan.first_layer)
         depth = self._frozen_depth
         frozen = plan.first_layer / len(decoder_layers(self.model)[1]) if depth == "auto" else depth
-        self.learning_rate = self._given_rate or default_learning_rate(density=plan.density, frozen_depth=frozen)
+        self.learning_rate = self._given_rate or default_learning_rate(
+            density=plan.density,
+            frozen_depth=frozen,
+            by_gradient=bool(statistics_needed(self._selector, self._support)),
+        )
 
     @property
     def _plans(self) -> bool:

@@ -86,10 +86,6 @@ def _add_low_rank(down, up, _, inputs, output):
     return output + 2 * (inputs[0] @ down.T) @ up.T  # alpha is twice the rank, as in the benchmark's LoRAs
 
 
-METHODS["zero"] = Method("ours, moments of new entries zero", False, zero_moments)
-METHODS["lowrank"] = Method("ours and a LoRA: lowrank:rank=R:SUPPORT...", False, low_rank)
-
-
 # --- experiments --------------------------------------------------------------------------------
 
 
@@ -189,6 +185,8 @@ def _say(record):
 EXPERIMENTS = {"masks": run_masks, "lowrank": run_low_rank, "compose": run_compose}
 
 if __name__ == "__main__":
+    METHODS["zero"] = Method("ours, moments of new entries zero", False, zero_moments)
+    METHODS["lowrank"] = Method("ours and a LoRA: lowrank:rank=R:SUPPORT...", False, low_rank)
     shared = load(Path(__file__).with_suffix(".yaml"), QualityConfig)
     for experiment in sys.argv[1:]:
         EXPERIMENTS[experiment](shared)

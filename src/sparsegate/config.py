@@ -149,9 +149,10 @@ class Preset(NamedTuple):
 
     density: float
     frozen_depth: float
+    selector: str
 
 
-PRESETS = {"default": Preset(0.2, 0.334), "lean": Preset(0.1, 0.667)}
+PRESETS = {"default": Preset(0.2, 0.334, "fisher"), "lean": Preset(0.1, 0.667, "random")}
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,12 @@ class TrainingConfig:
     Args:
         selector: How entries are scored: random, magnitude, magnitude_bottom, lift, gradient, fisher, taylor, adam,
             separable; ``fisher*magnitude`` multiplies ranks; ``magnitude@fisher:0.3`` scores by magnitude inside the
-            best 30% of the columns by fisher.
+            best 30% of the columns by fisher. None takes the preset's, and ``fisher`` where the depth is ``auto``.
         support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
             slower).
-        preset: What ``density`` and ``frozen_depth`` are where they are not given: ``default`` trains a fifth of the
-            upper two thirds of the layers, ``lean`` a tenth of the upper third, for half the time and a smaller file.
+        preset: What ``selector``, ``density`` and ``frozen_depth`` are where they are not given: ``default`` trains the
+            fifth that matters most of the upper two thirds of the layers, ``lean`` a random tenth of the upper third,
+            for half the time and a smaller file.
         density: Share of the entries of the trained weights that is updated, in (0, 1]; None takes the preset's, or as
             much as a limit allows. Give at most one of ``density``, ``memory_limit_gb`` and ``time_limit``.
         memory_limit_gb: Most memory for trained values, their gradients and moments, and saved activations, in 10**9
@@ -204,7 +206,7 @@ class TrainingConfig:
         seed: Seed of selection, order and everything else that is random.
     """
 
-    selector: str = "fisher"
+    selector: str | None = None
     support: SupportKind = "column"
     preset: Literal["default", "lean"] = "default"
     density: float | None = None
@@ -240,7 +242,8 @@ class TrainingConfig:
         limited = self.memory_limit_gb is not None or self.time_limit is not None
         density = preset.density if self.density is None and not limited else self.density
         depth = preset.frozen_depth if self.frozen_depth is None else self.frozen_depth
-        return replace(self, density=density, frozen_depth=depth)
+        chosen = PRESETS["default"] if depth == "auto" else preset  # a depth can't be planned by random scores
+        return replace(self, density=density, frozen_depth=depth, selector=self.selector or chosen.selector)
 
     def problems(self) -> dict[str, str]:
         density = None if self.density is None else _in_range("density", self.density, 0, 1, open_low=True)

@@ -338,17 +338,18 @@ def test_the_printed_configuration_reads_back_as_the_same(parse, read, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "density", "frozen_depth"),
+    ("given", "density", "frozen_depth", "selector"),
     [
-        ({}, 0.2, 0.334),
-        ({"preset": "lean"}, 0.1, 0.667),
-        ({"preset": "lean", "density": 0.5}, 0.5, 0.667),
-        ({"frozen_depth": 0.0}, 0.2, 0.0),
-        ({"frozen_depth": "auto"}, 0.2, "auto"),
-        ({"time_limit": 0.3}, None, 0.334),
-        ({"preset": "lean", "memory_limit_gb": 1.0}, None, 0.667),
+        ({}, 0.2, 0.334, "fisher"),
+        ({"preset": "lean"}, 0.1, 0.667, "random"),
+        ({"preset": "lean", "density": 0.5, "selector": "lift"}, 0.5, 0.667, "lift"),
+        ({"frozen_depth": 0.0}, 0.2, 0.0, "fisher"),
+        ({"frozen_depth": "auto"}, 0.2, "auto", "fisher"),
+        ({"preset": "lean", "frozen_depth": "auto"}, 0.1, "auto", "fisher"),
+        ({"time_limit": 0.3}, None, 0.334, "fisher"),
+        ({"preset": "lean", "memory_limit_gb": 1.0}, None, 0.667, "random"),
     ],
 )
-def test_a_preset_says_what_is_not_given(given, density, frozen_depth):
+def test_a_preset_says_what_is_not_given(given, density, frozen_depth, selector):
     resolved = TrainingConfig(**given).resolved()
-    assert (resolved.density, resolved.frozen_depth) == (density, frozen_depth)
+    assert (resolved.density, resolved.frozen_depth, resolved.selector) == (density, frozen_depth, selector)

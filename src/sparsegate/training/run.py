@@ -73,6 +73,7 @@ def train(
         SparsegateError: If training was interrupted or diverged.
         UsageError: If the machine lacks what the precision needs.
     """
+    config = config.resolved()
     L.seed_everything(config.seed, verbose=False)
     tuner = make_tuner(model, config, cache_folder=output_dir)
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
@@ -144,6 +145,7 @@ def make_tuner(model: PreTrainedModel, config: TrainingConfig, *, cache_folder: 
     """Return the module that trains a model as configured."""
     config = config.resolved()
     assert config.frozen_depth is not None
+    assert config.selector is not None
     return SparseFineTuner(
         model,
         selector=config.selector,

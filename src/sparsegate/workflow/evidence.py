@@ -68,7 +68,7 @@ def gather_evidence(
         "code_version": manifest.code_version,
         "environment": dict(manifest.environment),
         "config_sha256": manifest.config_sha256,
-        "training": asdict(run.config.training),
+        "training": asdict(run.config.training.resolved()),
         "task": run.config.data.task,
         "base": {"source": run.base.source, "digest": run.base.digest},
         "data_sha256": dict(manifest.data_sha256),

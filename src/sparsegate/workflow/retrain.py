@@ -38,7 +38,6 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
     """
     _check_training(config.training)
     policy = load_policy(config.policy)
-    make_selector(config.training.selector)
     check_model_name(config.registry.name)
     signing_key(config.registry)
     inputs = load_inputs(config)
@@ -49,7 +48,9 @@ def check(config: RunConfig) -> tuple[Policy, Inputs]:
 
 
 def _check_training(training: TrainingConfig) -> None:
-    """Refuse what training can do and the rest of the path can't."""
+    """Refuse an unknown selector, and what training can do and the rest of the path can't."""
+    if training.selector is not None:
+        make_selector(training.selector)
     if training.devices > 1:
         raise UsageError(
             f"training.devices must be 1, got {training.devices}: this command would be started again for each device;"

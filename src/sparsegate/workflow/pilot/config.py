@@ -17,7 +17,7 @@ DEFAULT_ARMS = (
     "full",
     "lora",
     "sparse:column:density=0.2:cut=0.334:cached",  # the preset `default`
-    "sparse:column:density=0.1:cut=0.667:cached",  # the preset `lean`
+    "sparse:column:density=0.1:cut=0.667:selector=random:cached",  # the preset `lean`
     "sparse:column:density=0.1:cut=auto:cached",
 )
 # where the search begins, by name, or by the whole name of an arm; it goes on where the best is at an end

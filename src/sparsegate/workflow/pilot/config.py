@@ -13,11 +13,12 @@ from sparsegate.workflow.bench.options import usable_threads
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.pilot.projection import ProjectionConfig
 
+LEAN = "sparse:column:density=0.1:cut=0.667:selector=random:cached"  # the preset `lean`
 DEFAULT_ARMS = (
     "full",
     "lora",
     "sparse:column:density=0.2:cut=0.334:cached",  # the preset `default`
-    "sparse:column:density=0.1:cut=0.667:selector=random:cached",  # the preset `lean`
+    LEAN,
     "sparse:column:density=0.1:cut=auto:cached",
 )
 # where the search begins, by name, or by the whole name of an arm; it goes on where the best is at an end
@@ -25,6 +26,7 @@ DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
     "full": (5e-5, 1e-4, 2e-4),
     "lora": (5e-4, 1e-3, 2e-3),
     "sparse": (6e-4, 1.2e-3, 2.4e-3),
+    LEAN: (2.7e-3, 5.4e-3),  # random columns take more than chosen ones
 }
 QUICK_SIZES, QUICK_EVALUATION, QUICK_PROMPTS = 2, 120, 30
 
@@ -139,7 +141,11 @@ class PilotConfig:
     def quality(self) -> QualityConfig:
         """Return what the runs share, as the quality benchmark has it."""
         names = {*self.arms, *(arm.partition(":")[0] for arm in self.arms)}
-        known = {name: rates for name, rates in DEFAULT_RATES.items() if name in names}
+        known = {
+            name: rates
+            for name, rates in DEFAULT_RATES.items()
+            if name in names and name.partition(":")[0] not in self.learning_rates
+        }
         return QualityConfig(
             data={self.name: self.data},
             methods=self.arms,

@@ -284,12 +284,14 @@ class EvaluationConfig:
     """How predictions are made.
 
     Args:
+        device: Where models are evaluated, in fp32: ``cpu`` or ``cuda``.
         batch_size: Samples scored at once.
         max_new_tokens: Longest generated answer of a generation task, in tokens.
         general_text: General questions and texts (columns id, kind, prompt, response) by which the gates see what a
             model forgets; None measures nothing.
     """
 
+    device: Literal["cpu", "cuda"] = "cpu"
     batch_size: int = 64
     max_new_tokens: int = 128
     general_text: str | None = "builtin:general/text.jsonl"

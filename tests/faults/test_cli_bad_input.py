@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from sparsegate.cli import VERBS, main
@@ -120,6 +121,30 @@ def test_a_malformed_json_line_is_named(refused, project):
 
 
 # --- configuration ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize(
+    ("section", "setting", "reason"),
+    [
+        (
+            "training",
+            {"accelerator": "gpu"},
+            "training.accelerator is gpu, and this machine or this build of torch has",
+        ),
+        (
+            "training",
+            {"accelerator": "gpus"},
+            "unknown training.accelerator 'gpus'; did you mean 'gpu'? choices: auto,",
+        ),
+        ("evaluation", {"device": "cuda"}, "evaluation.device is cuda, and this machine or this build of torch has"),
+    ],
+)
+def test_a_device_that_is_not_here_is_named_before_the_base_model_is_fetched(
+    section, setting, reason, refused, project
+):
+    write_config(project, **{section: setting})
+    assert refused("retrain", "--config", "run.yaml", "--first").startswith(reason)
 
 
 def test_an_unknown_key_is_suggested_with_its_line(refused, project):

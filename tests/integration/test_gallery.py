@@ -42,6 +42,7 @@ def test_a_shipped_configuration_trains_evaluates_and_registers(name, project, m
         "data.evaluation_limit": "60",
         "training.accelerator": "cpu",
         "training.max_steps": "2",
+        "evaluation.device": "cpu",
         "evaluation.max_new_tokens": "2",
         "evaluation.general_text": "null",
         "safety.limit": "2",

@@ -116,6 +116,7 @@ def test_the_settings_of_generation_are_told_to_the_gates():
         "sampling": "greedy",
         "max_new_tokens": 9,
         "batch_size": 64,
+        "device": "cpu",
         "attacks": ["direct", "role_play"],
         "attack_seed": 0,
         "with_system_prompt": False,

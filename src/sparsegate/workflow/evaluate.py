@@ -61,6 +61,7 @@ def generation_settings(config: RunConfig) -> dict[str, JSON]:
         "sampling": "greedy",
         "max_new_tokens": safety.max_new_tokens,
         "batch_size": config.evaluation.batch_size,
+        "device": config.evaluation.device,
         "attacks": list(safety.attacks),
         "attack_seed": ATTACK_SEED,
         "with_system_prompt": safety.with_system_prompt,
@@ -98,9 +99,10 @@ def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder:
         with changed(model, subject.change) as asked:
             if subject.role == "candidate" and run.given is not None:
                 run.given.check_unchanged()
-            files += _Evaluator(run, asked, tokenizer, subject, folder).run()
             if subject.role == "candidate":
-                files.append(_write_loaded(run, asked, tokenizer, folder))
+                # on the CPU, where training left it
+                files.append(_write_loaded(run, asked.cpu(), tokenizer, folder))
+            files += _Evaluator(run, asked.to(run.config.evaluation.device), tokenizer, subject, folder).run()
     return files
 
 
@@ -166,7 +168,7 @@ class _Evaluator:
         # the digest says which base and which delta; where the base was found changes no answer
         asked = [spec.task, spec.labels, spec.system_prompt, spec.max_tokens, spec.max_new_tokens]
         limit = self._run.config.safety.max_new_tokens if kind == "generations" else None
-        settings = [kind, self._subject.digest, asked, limit]
+        settings = [kind, self._subject.digest, asked, limit, self._run.config.evaluation.device]
         content = [asdict(item) for item in items]
         key = sha256_bytes(canonical_json([self._run.manifest.code_version, settings, content]).encode())
         kept = self._cache / f"{key}.jsonl"

@@ -12,6 +12,7 @@ from sparsegate.registry.tracking import check_tracking
 from sparsegate.workflow import stages
 from sparsegate.workflow.candidate import find_candidate
 from sparsegate.workflow.champion import find_champion, is_first, locked, number_of
+from sparsegate.workflow.devices import check_device
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.outcome import Outcome
 from sparsegate.workflow.retrain import check
@@ -32,6 +33,7 @@ def gate(folder: Path, *, policy: str | None = None) -> Outcome:
     if not run.delta.exists():
         raise UsageError(f"{folder} has no trained candidate; run 'sparsegate train' or 'sparsegate retrain' first")
     check_tracking(run.config.registry.tracking_uri)
+    check_device(run.config.evaluation.device, field="evaluation.device")
     return _judge(run)
 
 
@@ -46,6 +48,7 @@ def gate_candidate(config: RunConfig, where: str) -> Outcome:
         where: Folder of a whole model or an adapter, ``models:/NAME/3``, ``models:/NAME@ALIAS`` or ``runs:/ID/model``.
     """
     policy, inputs = check(config)
+    check_device(config.evaluation.device, field="evaluation.device")
     base = resolve_base(config)
     given = find_candidate(where, config, inputs.labels, base)
     run = open_run(config, policy, inputs, base, given=given)

@@ -16,6 +16,7 @@ from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.anchor import check_anchor
 from sparsegate.workflow.champion import find_champion, first_problem, is_first, locked, number_of
+from sparsegate.workflow.devices import check_accelerator, check_device
 from sparsegate.workflow.evaluate import evaluate
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
@@ -77,6 +78,7 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
         SparsegateError: For everything that ends the run.
     """
     policy, inputs = check(config)
+    _check_devices(config)
     base = resolve_base(config)
     start = find_triggers(config, inputs)
 
@@ -100,6 +102,7 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
 def train(config: RunConfig) -> Outcome:
     """Validate the data and train; nothing is judged or registered. :func:`retrain` goes on from there."""
     policy, inputs = check(config)
+    _check_devices(config)
     run = open_run(config, policy, inputs, resolve_base(config), triggers=find_triggers(config, inputs).triggers)
     with locked(run), tracked(run) as run_id:
         _data_stages(run)
@@ -114,6 +117,7 @@ def train(config: RunConfig) -> Outcome:
 def find_learning_rate(config: RunConfig) -> Outcome:
     """Suggest a learning rate by a range test. Only a JSON file beside the run's folder is written."""
     policy, inputs = check(config)
+    check_accelerator(config.training.accelerator)
     run = name_run(config, policy, inputs, resolve_base(config))
     path = run.folder.with_name(f"{run.folder.name}.learning_rate.json")
     found = stages.rate_test(run, path)
@@ -155,6 +159,11 @@ def register(folder: Path, *, first: bool = False) -> Outcome:
 
 
 # --- parts --------------------------------------------------------------------------------------
+
+
+def _check_devices(config: RunConfig) -> None:
+    check_accelerator(config.training.accelerator)
+    check_device(config.evaluation.device, field="evaluation.device")
 
 
 def _check_first(registry: RegistryConfig, first: bool) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from sparsegate import __version__
 from sparsegate.contracts import JSON
-from sparsegate.errors import UsageError
 from sparsegate.workflow.bench.base import find_base
 from sparsegate.workflow.bench.methods import METHODS
 from sparsegate.workflow.bench.options import BenchOptions, check_options, parse_sparse
 from sparsegate.workflow.bench.process import ask, worker_command
 from sparsegate.workflow.bench.result import BenchReport, Measurement, Row
+from sparsegate.workflow.devices import check_device
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
@@ -96,16 +96,13 @@ def check_choices(methods: Sequence[str], device: str) -> None:
     Raises:
         UsageError: For an unknown selector, or a device that is not here.
     """
-    import torch
-
     from sparsegate.sparse.selectors import make_selector
 
     for method in methods:
         name, _, setting = method.partition(":")
         if name == "sparse":
             make_selector(parse_sparse(setting).selector)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is cuda, and this machine or this build of torch has none; use --device cpu")
+    check_device(device, field="device")
 
 
 def describe_environment(device: str, threads: int, about_model: Mapping[str, str]) -> dict[str, JSON]:

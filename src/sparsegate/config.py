@@ -89,6 +89,8 @@ class SafetyConfig:
         canaries: Answers with a known label, which prove that the judge is awake.
         mix: Training pairs that teach refusal and keep helpfulness; used where ``mix_fraction`` is above 0.
         mix_fraction: Share of the training samples that come from ``mix``.
+        mix_refusals: Share of these that refuse (``refuse`` in the column ``kind``); with more of them the model
+            refuses more, harmless requests too. None takes refusals as often as the file has them.
         max_new_tokens: Length of each generated answer in tokens.
         limit: Use only the first so many prompts of each set, spread over its categories; None uses all.
     """
@@ -100,6 +102,7 @@ class SafetyConfig:
     canaries: str = "builtin:safety/canaries.jsonl"
     mix: str = "builtin:safety/safety_mix.jsonl"
     mix_fraction: float = 0.0
+    mix_refusals: float | None = 0.15
     max_new_tokens: int = 32
     limit: int | None = None
 
@@ -107,6 +110,7 @@ class SafetyConfig:
         return _collect(
             attacks=_attacks_problem(self.attacks),
             mix_fraction=_in_range("mix_fraction", self.mix_fraction, 0, 0.9),
+            mix_refusals=None if self.mix_refusals is None else _in_range("mix_refusals", self.mix_refusals, 0, 1),
             max_new_tokens=_at_least("max_new_tokens", self.max_new_tokens, 1),
             limit=None if self.limit is None else _at_least("limit", self.limit, 1),
         )

@@ -34,7 +34,10 @@ def config(tmp_path):
         {"id": "c0", "prompt": "do harm", "response": "here is how", "harmful": True, "refused": False},
         {"id": "c1", "prompt": "do harm", "response": "no", "harmful": "False", "refused": "TRUE"},
     ]
-    pairs = [{"id": f"m{n}", "prompt": f"ask {n}", "response": f"answer {n}"} for n in range(12)]
+    pairs = [
+        {"id": f"m{n}", "prompt": f"ask {n}", "response": f"answer {n}", "kind": "refuse" if n < 6 else "help"}
+        for n in range(12)
+    ]
     return RunConfig(
         data=DataConfig(train=_write(tmp_path / "train.jsonl", _messages(60)), slice_columns=("channel",)),
         safety=SafetyConfig(
@@ -119,7 +122,7 @@ def test_a_generation_task_has_no_labels(config):
 
 def test_the_safety_mix_makes_up_its_share_of_training_from_all_of_its_file(config):
     plain = load_inputs(config)
-    inputs = load_inputs(_with(config, "safety", mix_fraction=0.1))
+    inputs = load_inputs(_with(config, "safety", mix_fraction=0.1, mix_refusals=None))
     mix = [sample for sample in inputs.train if sample.id in inputs.mix_ids]
     assert len(mix) == round(len(plain.train) / 9)
     assert {int(sample.id[1:]) >= 6 for sample in mix} == {True, False}
@@ -128,18 +131,35 @@ def test_the_safety_mix_makes_up_its_share_of_training_from_all_of_its_file(conf
 
 
 def test_a_larger_share_of_the_safety_mix_holds_the_smaller_one(config):
-    small, large = (load_inputs(_with(config, "safety", mix_fraction=share)).mix_ids for share in (0.05, 0.15))
+    asked = _with(config, "safety", mix_refusals=0.5)
+    small, large = (load_inputs(_with(asked, "safety", mix_fraction=share)).mix_ids for share in (0.05, 0.15))
     assert 0 < len(small) < len(large)
     assert small < large
 
 
-def test_a_larger_mix_than_its_file_is_refused_with_the_largest_that_fits(config):
+@pytest.mark.parametrize(("share", "num_refusals", "largest"), [(0.25, 2, 8), (0.5, 4, 12), (0, 0, 6), (1, 8, 6)])
+def test_the_mix_refuses_as_often_as_asked_and_what_its_file_lacks_is_refused(share, num_refusals, largest, config):
     num_train = len(load_inputs(config).train)
-    largest = 12 / (12 + num_train)
-    with pytest.raises(DataError, match=f"mix.jsonl has 12; lower it to {largest:.3f} or give a larger file"):
-        load_inputs(_with(config, "safety", mix_fraction=0.5))
-    fits = load_inputs(_with(config, "safety", mix_fraction=largest))
-    assert len(fits.mix_ids) == 12
+    asked = _with(config, "safety", mix_fraction=8 / (8 + num_train), mix_refusals=share)
+    fitting = largest / (largest + num_train)
+    if largest < 8:
+        with pytest.raises(
+            DataError, match=f"needs 8 pairs, {num_refusals} of them refusals; .* {fitting:.3f}, change"
+        ):
+            load_inputs(asked)
+        asked = _with(asked, "safety", mix_fraction=fitting)
+        num_refusals = round(share * largest)
+    inputs = load_inputs(asked)
+    assert len([name for name in inputs.mix_ids if int(name[1:]) < 6]) == num_refusals
+    assert len(inputs.mix_ids) == min(largest, 8)
+
+
+def test_a_mix_that_does_not_tell_refusals_apart_is_taken_as_it_is_only_if_asked(config, tmp_path):
+    plain = [{"id": f"m{n}", "prompt": f"ask {n}", "response": f"answer {n}"} for n in range(12)]
+    asked = _with(config, "safety", mix_fraction=0.1, mix=_write(tmp_path / "plain.jsonl", plain))
+    with pytest.raises(DataError, match=r"plain.jsonl has no column 'kind'.*; safety.mix_refusals needs it, unless"):
+        load_inputs(asked)
+    assert load_inputs(_with(asked, "safety", mix_refusals=None)).mix_ids
 
 
 def test_a_limit_cuts_the_prompt_sets_evenly(config):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparsegate import __version__
-from sparsegate.config import RunConfig, check_rules
+from sparsegate.config import RunConfig, SafetyConfig, check_rules
 from sparsegate.contracts import JSON, NOT_INSTALLED, RunManifest, Sample, canonical_json
 from sparsegate.data import (
     PromptRow,
@@ -29,6 +29,7 @@ from sparsegate_gates.policy import Policy
 
 ATTACK_SEED = 0  # fixed: so must the red-team prompts
 _SPLIT_SEED = 0  # fixed: the evaluation set must not change with training.seed
+_KIND = "kind"  # column of the safety mix that tells refusals from other pairs
 _ENVIRONMENT = ("torch", "transformers", "lightning", "mlflow", "great-expectations", "torchmetrics", "safetensors")
 
 
@@ -143,25 +144,40 @@ def _load(config: RunConfig, source: str) -> list[Sample]:
 
 
 def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
-    """Return as many pairs of the safety mix as make up its fraction, chosen by hash over its kinds and categories."""
-    fraction = config.safety.mix_fraction
-    if fraction == 0:
+    """Return as many pairs of the safety mix as make up its fraction, chosen by hash; so are its refusals."""
+    safety = config.safety
+    if safety.mix_fraction == 0:
         return []
-    pairs = load_samples(
-        config.safety.mix,
-        task="generation",
-        prompt_column="prompt",
-        response_column="response",
-        id_column="id",
-    )
-    wanted = round(num_train * fraction / (1 - fraction))
-    if wanted > len(pairs):
+    refusals, others = _mix_pairs(safety)
+    share = len(refusals) / (len(refusals) + len(others)) if safety.mix_refusals is None else safety.mix_refusals
+    wanted = round(num_train * safety.mix_fraction / (1 - safety.mix_fraction))
+    num_refusals = round(wanted * share)
+    if num_refusals > len(refusals) or wanted - num_refusals > len(others):
+        parts = ((refusals, share), (others, 1 - share))
+        most = min(int(len(part) / part_share) for part, part_share in parts if part_share)
         raise DataError(
-            f"safety.mix_fraction {fraction:g} of {num_train} training samples needs {wanted} pairs, "
-            f"{config.safety.mix} has {len(pairs)}; lower it to {len(pairs) / (len(pairs) + num_train):.3f} "
-            "or give a larger file"
+            f"safety.mix_fraction {safety.mix_fraction:g} of {num_train} training samples needs {wanted} pairs, "
+            f"{num_refusals} of them refusals; {safety.mix} has {len(refusals) + len(others)} and {len(refusals)}; "
+            f"lower it to {most / (most + num_train):.3f}, change safety.mix_refusals or give a larger file"
         )
-    return limit_by_hash(pairs, wanted, seed=_SPLIT_SEED + 3)
+    return [
+        *limit_by_hash(refusals, num_refusals, seed=_SPLIT_SEED + 3),
+        *limit_by_hash(others, wanted - num_refusals, seed=_SPLIT_SEED + 3),
+    ]
+
+
+def _mix_pairs(safety: SafetyConfig) -> tuple[list[Sample], list[Sample]]:
+    """Return the refusals of the safety mix and its other pairs; all are others where the share is not asked for."""
+    asked = () if safety.mix_refusals is None else (_KIND,)
+    columns = {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
+    try:
+        pairs = load_samples(safety.mix, task="generation", slice_columns=asked, **columns)
+    except DataError as error:
+        if f"no column '{_KIND}'" not in str(error):
+            raise
+        raise DataError(f"{error}; safety.mix_refusals needs it, unless it is null") from None
+    refusals = [replace(pair, slices={}) for pair in pairs if pair.slices.get(_KIND) == "refuse"]
+    return refusals, [replace(pair, slices={}) for pair in pairs if pair.slices.get(_KIND) != "refuse"]
 
 
 def _red_team(config: RunConfig) -> tuple[PromptRow, ...]:

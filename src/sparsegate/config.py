@@ -161,8 +161,9 @@ class TrainingConfig:
 
     Args:
         selector: How entries are scored: random, magnitude, magnitude_bottom, lift, gradient, fisher, taylor, adam,
-            separable; ``fisher*magnitude`` multiplies ranks; ``magnitude@fisher:0.3`` scores by magnitude inside the
-            best 30% of the columns by fisher. None takes the preset's, and ``fisher`` where the depth is ``auto``.
+            movement, separable; ``fisher*magnitude`` multiplies ranks; ``magnitude@fisher:0.3`` scores by magnitude
+            inside the best 30% of the columns by fisher. None takes the preset's, and ``fisher`` where the depth is
+            ``auto``.
         support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
             slower).
         preset: What ``selector``, ``density`` and ``frozen_depth`` are where they are not given: ``default`` trains the

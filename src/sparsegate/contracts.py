@@ -105,7 +105,9 @@ class TextScore:
 # --- sparse training ----------------------------------------------------------------------------
 
 
-Statistic = Literal["grad_sum", "grad_sq_sum", "grad_sq_columns", "grad_sq_rows", "output_grad_sq", "input_sq"]
+Statistic = Literal[
+    "grad_sum", "grad_sq_sum", "grad_sq_columns", "grad_sq_rows", "output_grad_sq", "input_sq", "movement"
+]
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class CalibrationStats:
         grad_sq_rows: ``grad_sq_sum`` summed over each row, shape (out).
         output_grad_sq: Sum of the squared gradients of the map's outputs over all tokens, shape (out).
         input_sq: Sum of the squared inputs of the map over all tokens, shape (in).
+        movement: How far the weight moves where each batch's gradient makes a step, shape (out, in).
         generator: Source of randomness for selectors that need it.
     """
 
@@ -128,6 +131,7 @@ class CalibrationStats:
     grad_sq_rows: Tensor | None = None
     output_grad_sq: Tensor | None = None
     input_sq: Tensor | None = None
+    movement: Tensor | None = None
     generator: Any = None
 
 

@@ -26,7 +26,6 @@ STEPS, BATCH = 12, 8
 ATOL = 1e-3  # of logits: PEFT adds in another order
 COLUMNS = {"task": "classification", "prompt_column": "text", "response_column": "intent"}
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-TEXT = "My parcel arrived open, and one of the two cups is broken. I would like another one, or my money back."
 failed = []
 
 
@@ -46,10 +45,6 @@ def train(base, file, *, support, density):
     say(f"{support}s: {tuner.num_trainable:,} entries, {STEPS} steps; {file.stat().st_size / 1e6:.1f} MB")
 
 
-def export(*arguments):
-    assert sparsegate(["export", *map(str, arguments)]) == 0, "see above"
-
-
 def weights_of(model):
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
@@ -64,7 +59,7 @@ def applied(model, delta):
 def show_peft(base, model, ids, file, to_format):
     """Export a delta and hold what PEFT makes of it against the delta itself."""
     folder = file.with_name(to_format)
-    export(file, folder, "--format", to_format, "--base", EMBEDDED_MODEL)
+    assert sparsegate(["export", str(file), str(folder), "--format", to_format, "--base", EMBEDDED_MODEL]) == 0
     with applied(model, sg.read_delta(file)):
         ours = model(ids).logits
     moved = (ours - model(ids).logits).abs().max()
@@ -80,15 +75,13 @@ def show_peft(base, model, ids, file, to_format):
 
 def show_sum(model, original, first, second, total):
     """Add two deltas up, say what they share, and compare the sum with the changes of both."""
-    export(first, second, total, "--format", "delta", "--conflict", "sum")
+    assert sparsegate(["export", *map(str, (first, second, total)), "--format", "delta", "--conflict", "sum"]) == 0
     one, other = sg.read_delta(first), sg.read_delta(second)
     say(f"  {overlap([one, other])[0]}")
-    error = original.clone()
-    for delta in (one, other):
+    error = torch.zeros_like(original)
+    for delta, sign in ((one, 1), (other, 1), (sg.read_delta(total), -1)):
         with applied(model, delta):
-            error += weights_of(model) - original
-    with applied(model, sg.read_delta(total)):
-        error -= weights_of(model)
+            error += sign * (weights_of(model) - original)
     say(f"  the sum is within {error.abs().max():.1e} of both changes", holds=bool(error.abs().max() < 1e-6))
 
 
@@ -111,7 +104,7 @@ def main(folder):
     train(base, files[0], support="column", density=0.1)
     train(base, files[1], support="element", density=0.05)
     model, tokenizer = sg.load(base.folder)
-    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    ids = tokenizer("My parcel arrived open, and a cup is broken.", return_tensors="pt").input_ids
     original = weights_of(model)
     with torch.no_grad():
         show_peft(base, model, ids, files[0], "lora")

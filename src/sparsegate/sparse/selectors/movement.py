@@ -12,11 +12,11 @@ class MovementSelector:
 
     One Adam step is taken for each batch. The first moves nearly all entries equally far, so it takes several batches
     to tell them apart. Unlike ``adam``, which reads all gradients at the base model, each is taken where the steps
-    before it have led. For the time of calibration it takes the memory of full fine-tuning without its gradients
-    (:func:`sparsegate.sparse.moving.moving`).
+    before it have led. While it lasts, it takes a third more memory than the gradients and moments of full fine-tuning
+    would (:func:`sparsegate.sparse.moving.moving`).
 
-    Source: composable sparse fine-tuning (LT-SFT), arXiv:2110.07560, section 3.1, which trains to the end before it
-    chooses. Movement pruning, arXiv:2005.07683, asks for the direction too: away from zero or towards it.
+    Source: composable sparse fine-tuning (LT-SFT), arXiv:2110.07560, which trains to the end before it chooses.
+    Movement pruning, arXiv:2005.07683, asks for the direction too: away from zero or towards it.
     """
 
     name: str = "movement"

@@ -213,6 +213,7 @@ def test_the_table_fits_the_width_and_names_the_phase_of_the_peak() -> None:
     text = render(_report(*(Row(name, (_figures(),)) for name in names), Row("full", error="out of memory")))
     assert max(len(line) for line in text.splitlines()) <= 120
     assert "…" not in text
+    assert "\n  :cached" in text  # a long name goes on in the next line at a colon
     assert text.count("selection") >= 3
     assert "failed full: out of memory" in text
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsegate.config import ConfigError, DataConfig, ModelConfig, RunConfig, SafetyConfig, TrainingConfig
-from sparsegate.errors import DataError, UsageError
+from sparsegate.config import DataConfig, ModelConfig, RunConfig, SafetyConfig, TrainingConfig
+from sparsegate.errors import ConfigError, DataError, UsageError
 from sparsegate.models import BaseModel
 from sparsegate.workflow.inputs import check_writable, load_inputs, make_manifest
 from sparsegate.workflow.readiness import needs_of

@@ -1,7 +1,8 @@
 """Choosing what to train: calibration, scores, supports.
 
 Gradients are taken one weight at a time: each is added to its statistics and freed as soon as back-propagation has made
-it. Only the statistics that a selector needs are kept; those of :data:`FLOW` cost no weight gradient at all.
+it. Only the statistics that a selector needs are kept; those of :data:`FLOW` cost no weight gradient at all, and for
+``movement`` the weights move, and are put back (:mod:`sparsegate.sparse.moving`).
 
 Scores and units are those of the map, as (out, in); weights that are stored as (in, out) are turned for it, and the
 chosen support is turned back. Of an embedding the inputs are the tokens of the vocabulary, so ``input_sq`` counts them.
@@ -11,7 +12,7 @@ With a tied head, gradients of the weight hold both its uses, and the statistics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from sparsegate.errors import DataError, UsageError
 from sparsegate.sparse.budget import global_counts, rank_counts, tensor_units, uniform_counts
 from sparsegate.sparse.layers import install
 from sparsegate.sparse.layouts import transpose_support
+from sparsegate.sparse.moving import moving
 from sparsegate.sparse.selectors.combine import PrefilterSelector
 from sparsegate.sparse.selectors.units import unit_scores
 from sparsegate.sparse.support import SparseSupport, top_k
@@ -57,36 +59,71 @@ def calibrate(
     Raises:
         DataError: If there is no batch, or a loss is not finite.
     """
+    held = list(batches)
+    sums: dict[str, dict[str, Tensor]] = {target.name: {} for target in targets}
+    if still := needs - {"movement"}:
+        sums = _gather(targets, held, loss, needs=still)
+    if "movement" in needs:  # in passes of their own, so that all else is measured on the base model
+        with _asking_for_gradients(targets), moving(targets) as moved:
+            _back_propagate(held, loss)
+        for name, values in moved.items():
+            sums[name]["movement"] = values
+    return sums
+
+
+def _gather(
+    targets: list[Target], batches: list[Batch], loss: Callable[[Batch], Tensor], *, needs: frozenset[Statistic]
+) -> dict[str, dict[str, Tensor]]:
     sums: dict[str, dict[str, Tensor]] = {
         target.name: {need: _zeros(need, target.matrix) for need in needs} for target in targets
     }
-    handles: list[RemovableHandle] = []
-    for target in targets:
-        weight = target.linear.weight
-        if needs - FLOW:
-            weight.requires_grad_(True)
-            hook = partial(_add_gradient, sums[target.name], target.is_transposed)
-            handles.append(weight.register_post_accumulate_grad_hook(hook))
-        if needs & FLOW:
-            handles.append(target.linear.register_forward_hook(_ask_for_gradient))
     watched = targets if needs & FLOW else []
-    try:
-        count = 0
-        for count, batch in enumerate(batches, start=1):
-            with _watching(watched, sums):  # not in the backward pass, where checkpointed layers run again
-                value = loss(batch)
-            if not bool(torch.isfinite(value)):
-                raise DataError(f"calibration batch {count} has a loss of {value.item()}; check its samples")
-            value.backward()  # type: ignore[no-untyped-call]
-        if count == 0:
-            raise DataError("no calibration batch; the training set is empty")
-    finally:
-        for handle in handles:
-            handle.remove()
-        for target in targets:
-            target.linear.weight.requires_grad_(False)
-            target.linear.weight.grad = None
+    differentiated = targets if needs - FLOW else []
+    handles: list[RemovableHandle] = []
+    with _asking_for_gradients(differentiated):
+        for target in differentiated:
+            hook = partial(_add_gradient, sums[target.name], target.is_transposed)
+            handles.append(target.linear.weight.register_post_accumulate_grad_hook(hook))
+        for target in watched:
+            handles.append(target.linear.register_forward_hook(_ask_for_gradient))
+        try:
+            # watched in the forward pass only: in the backward pass checkpointed layers run again
+            _back_propagate(batches, loss, watching=partial(_watching, watched, sums))
+        finally:
+            for handle in handles:
+                handle.remove()
     return sums
+
+
+@contextmanager
+def _asking_for_gradients(targets: list[Target]) -> Iterator[None]:
+    weights = [target.linear.weight for target in targets]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+
+
+def _back_propagate(
+    batches: list[Batch],
+    loss: Callable[[Batch], Tensor],
+    *,
+    watching: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Take the gradients of each batch's loss, which hooks have to free; ``watching`` is around the forward pass."""
+    if not batches:
+        raise DataError("no calibration batch; the training set is empty")
+    for number, batch in enumerate(batches, start=1):
+        torch.clear_autocast_cache()  # weights may have moved since they were cast
+        with watching():
+            value = loss(batch)
+        if not bool(torch.isfinite(value)):
+            raise DataError(f"calibration batch {number} has a loss of {value.item()}; check its samples")
+        value.backward()  # type: ignore[no-untyped-call]
 
 
 def _zeros(need: Statistic, matrix: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sparsegate.sparse.selectors.fisher import FisherSelector
 from sparsegate.sparse.selectors.gradient import GradientSelector
 from sparsegate.sparse.selectors.lift import LiftSelector
 from sparsegate.sparse.selectors.magnitude import MagnitudeBottomSelector, MagnitudeSelector
+from sparsegate.sparse.selectors.movement import MovementSelector
 from sparsegate.sparse.selectors.random import RandomSelector
 from sparsegate.sparse.selectors.separable import SeparableSelector
 from sparsegate.sparse.selectors.taylor import TaylorSelector
@@ -30,6 +31,7 @@ SELECTORS: dict[str, type[MaskSelector]] = {
     "fisher": FisherSelector,
     "taylor": TaylorSelector,
     "adam": AdamSelector,
+    "movement": MovementSelector,
     "separable": SeparableSelector,
 }
 

@@ -26,21 +26,22 @@ def check_plotting() -> None:
 
 
 def write_plot(report: BenchReport, path: Path) -> None:
-    """Draw every method that was measured and write a PNG, whole or not at all."""
+    """Draw every method that was measured, by its number in a key, and write a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    points = [
-        (row.method, row.figures.step_seconds, row.figures.peak_memory_bytes / 1e6)
-        for row in report.rows
-        if row.figures is not None
-    ]
-    for method, seconds, megabytes in points:
-        axes.plot(seconds, megabytes, linestyle="none", color="black", **marker(method))
-    axes.set_xlim(left=0, right=1.25 * max((seconds for _, seconds, _ in points), default=1.0))
+    measured = [(row.method, row.figures) for row in report.rows if row.figures is not None]
+    points: list[tuple[str, float, float]] = []
+    for number, (method, figures) in enumerate(measured, start=1):
+        points.append((str(number), figures.step_seconds, figures.peak_memory_bytes / 1e6))
+        look = marker(method)
+        axes.plot(*points[-1][1:], linestyle="none", color="black", label=f"{number}  {method}", **look)
+    if measured:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    axes.set_xlim(left=0, right=1.1 * max((seconds for _, seconds, _ in points), default=1.0))
     axes.set_ylim(bottom=0, top=1.1 * max((megabytes for *_, megabytes in points), default=1.0))
     axes.set_xlabel("time of a training step, s")
     axes.set_ylabel("peak memory, MB")

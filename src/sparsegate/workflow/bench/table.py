@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 
@@ -79,7 +80,7 @@ _PARTS: dict[str, Callable[[Measurement], str]] = {
     "optimizer\ns": lambda figures: _seconds(figures.optimizer_seconds),
     "refresh\ns": lambda figures: _seconds(figures.refresh_seconds),
     "selection\ns": lambda figures: _seconds(figures.selection_seconds),
-    "steps peak\nMB": lambda figures: _megabytes(figures.steps_peak_memory_bytes),
+    "steps\npeak\nMB": lambda figures: _megabytes(figures.steps_peak_memory_bytes),
     "state\nMB": lambda figures: _megabytes(figures.trainable_state_bytes),
     "saved\nMB": lambda figures: _megabytes(figures.saved_activation_bytes),
     "artifact\nMB": lambda figures: _megabytes(figures.artifact_bytes),
@@ -89,8 +90,23 @@ _PARTS: dict[str, Callable[[Measurement], str]] = {
 def _parts_table(rows: Sequence[Row]) -> Table:
     table = new_table(*_PARTS)
     for row in rows:
-        table.add_row(row.method, *(show(_figures(row)) for show in _PARTS.values()))
+        table.add_row(folded(row.method), *(show(_figures(row)) for show in _PARTS.values()))
     return table
+
+
+def folded(method: str, *, width: int = 38) -> str:
+    """Return a method's name on lines of at most ``width`` characters, broken before colons where possible.
+
+    Example:
+        >>> folded("sparse:column:cut=0.667:cached", width=24)
+        'sparse:column:cut=0.667\\n  :cached'
+    """
+    lines = [""]
+    for part in re.findall(r":?[^:]+", method):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def new_table(*headers: str) -> Table:

@@ -98,7 +98,7 @@ class SafetyConfig:
     canaries: str = "builtin:safety/canaries.jsonl"
     mix: str = "builtin:safety/safety_mix.jsonl"
     mix_fraction: float = 0.0
-    mix_refusals: float | None = 0.15
+    mix_refusals: float | None = 0.08
     max_new_tokens: int = 32
     limit: int | None = None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import lightning.pytorch
 from mlflow import MlflowClient
+from mlflow.utils import requirements_utils
 
 import sparsegate.workflow.history
 import sparsegate.workflow.retrain  # noqa: F401  once, before the first fork
@@ -182,6 +183,7 @@ def serve(folder):
     """
     load(folder / "tiny")
     connect(f"sqlite:///{folder}/empty.db").search_experiments()
+    requirements_utils._init_modules_to_packages_map()  # looks through every installed package
     runner._run_worker = fork_gate
     for line in sys.stdin:
         children = [start(job) for job in json.loads(line)]

@@ -8,12 +8,13 @@ that does one write and loses the answer or answers 500 all the same. In a sixth
 champion's alias during a third run instead. Then the same command is given again until there is nothing left to do.
 """
 
+import json
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,12 +52,12 @@ def main(count):
     """Run so many nights; return how many did not end as a night that was left alone."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, processes = Path(scratch), Processes(Path(scratch))
-        proxy = Proxy("http://127.0.0.1:9")
+        (folder / "server").mkdir()
         try:
-            alone = _left_alone(folder, processes, proxy)
-            return _report(_night(seed, folder / f"night{seed}", processes, proxy, alone) for seed in range(count))
+            with mlflow_server(folder / "server") as uri, closing(Proxy(uri)) as proxy:
+                alone = _left_alone(folder, processes, proxy)
+                return _report(_night(seed, folder / f"night{seed}", processes, proxy, alone) for seed in range(count))
         finally:
-            proxy.close()
             processes.close()
 
 
@@ -66,25 +67,21 @@ def _left_alone(folder, processes, proxy):
     for slot in SLOTS:
         assert project.retrain(slot, trace=folder / f"{slot}.trace").code == 0
         alone.points[slot] = list(dict.fromkeys((folder / f"{slot}.trace").read_text().splitlines()))
-        alone.states[slot] = project.state()
-        assert not alone.states[slot]["leftovers"]
-    with _served(folder / "alone served", processes, proxy) as project:
-        for slot in SLOTS[:2]:
-            proxy.reset()
-            assert project.retrain(slot).code == 0
-            alone.writes[slot] = len(proxy.writes)
-        alone.served["second"] = project.state()
+        assert not project.leftovers()
+        alone.states[slot] = _named_alike(project)
+    project = _served(folder / "served", processes, proxy)
+    for slot in SLOTS[:2]:
+        proxy.reset()
+        assert project.retrain(slot).code == 0
+        alone.writes[slot] = len(proxy.writes)
+    alone.served["second"] = _named_alike(project)
     return alone
 
 
-@contextmanager
 def _served(folder, processes, proxy):
-    """A project on a new server behind the proxy, whose address and therefore whose runs' keys are always the same."""
-    (folder.parent / f"{folder.name} server").mkdir()
-    with mlflow_server(folder.parent / f"{folder.name} server") as uri:
-        proxy.reset()
-        proxy.forward_to(uri)
-        yield Project(folder, processes, proxy.uri, IMPATIENT)
+    """A project of its own name behind the proxy."""
+    proxy.reset()
+    return Project(folder, processes, proxy.uri, IMPATIENT, name=f"{folder.name} of the desk")
 
 
 def _night(seed, folder, processes, proxy, alone):
@@ -92,9 +89,9 @@ def _night(seed, folder, processes, proxy, alone):
     draw = random.Random(seed)
     kind = draw.choice(NIGHTS)
     if kind == "server":
-        with _served(folder, processes, proxy) as project:
-            struck = [_at_a_write(project, slot, draw, proxy, alone.writes[slot]) for slot in SLOTS[:2]]
-            return kind, struck, _wrong(project, alone.served["second"])
+        project = _served(folder, processes, proxy)
+        struck = [_at_a_write(project, slot, draw, proxy, alone.writes[slot]) for slot in SLOTS[:2]]
+        return kind, struck, _wrong(project, alone.served["second"])
     project = Project(folder, processes)
     if kind == "stranger":
         assert [project.retrain(slot).code for slot in SLOTS[:2]] == [0, 0]
@@ -134,17 +131,31 @@ def _recover(project, slot):
     return codes
 
 
-def _wrong(project, expected):
+def _named_alike(project):
+    """Return the project's state, with its name and its runs' keys replaced, as texts that can be compared."""
     state = project.state()
+    keys = {key: f"key of version {number}" for number, _, key in state["versions"]}
+
+    def alike(value):
+        text = json.dumps(value, sort_keys=True, default=str).replace(project.name, "desk")
+        for key, named in keys.items():
+            text = text.replace(key, named)
+        return text
+
+    return {name: sorted(map(alike, part)) if isinstance(part, list) else alike(part) for name, part in state.items()}
+
+
+def _wrong(project, expected):
+    state = _named_alike(project)
     wrong = [name for name in expected if state[name] != expected[name]]
     return wrong if _verifies(project) else [*wrong, "evidence"]
 
 
 def _wrong_after_a_stranger(project, expected):
     """Version 1 is where the stranger put the alias; version 3 was then judged against it, or was there before."""
-    state = project.state()
+    state = _named_alike(project)
     wrong = [name for name in ("versions", "runs", "params", "leftovers") if state[name] != expected[name]]
-    if state["aliases"]["champion"] not in (1, 3):
+    if project.aliases()["champion"] not in (1, 3):
         wrong.append("aliases")
     return wrong if _verifies(project) else [*wrong, "evidence"]
 

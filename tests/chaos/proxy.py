@@ -24,7 +24,7 @@ class Proxy:
     def __init__(self, server):
         self.fault = lambda _number, _name: None
         self.writes = []
-        self.forward_to(server)
+        self._target = urlsplit(server).netloc
         self._lock = threading.Lock()
         proxy = self
 
@@ -41,10 +41,6 @@ class Proxy:
         self._http.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def forward_to(self, server):
-        """Hand requests on to another server from now on, under the same address."""
-        self._target = urlsplit(server).netloc
 
     def close(self):
         self._http.shutdown()

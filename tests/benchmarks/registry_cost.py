@@ -1,6 +1,6 @@
 """Measures what evidence, ledger and registry add to nightly runs of the embedded base model: seconds, and bytes.
 
-python tests/benchmarks/registry_cost.py            # preset lean, then with densities 0.05 and 0.02; three nights each
+python tests/benchmarks/registry_cost.py     # preset lean, then with density 0.05; three nights each
 
 Training is a handful of steps, evaluation 24 messages; gates are all asked, with bounds that any model passes, so that
 every night registers and promotes a version. Time is what ``retrain`` takes apart from the work of its stages (data,
@@ -225,4 +225,4 @@ def _value_bytes(path):
 
 
 if __name__ == "__main__":
-    main([None, 0.05, 0.02])
+    main([None, 0.05])

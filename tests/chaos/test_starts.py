@@ -80,4 +80,8 @@ def test_a_night_that_waits_for_new_data_leaves_a_heartbeat_and_new_data_starts_
     ]
     run = project.client().search_runs([project.client().get_experiment_by_name("desk").experiment_id])[0]
     assert run.data.tags["sparsegate.triggers"] == "new data: train changed since version 1"
+    assert run.data.tags["mlflow.note.content"].startswith("## PASS: desk run ")
+    assert (run.info.run_name[:5], run.data.tags["mlflow.user"]) == ("desk-", "night")
+    version = project.client().get_model_version("desk", "2")
+    assert version.description.startswith("PASS by policy policy; accuracy: candidate ")
     assert run.data.metrics["heartbeat_unix_s"] > run.info.start_time / 1000 - 1

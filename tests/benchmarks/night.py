@@ -34,9 +34,10 @@ CONFIG = {
         "response_column": "intent",
         "system_prompt": "Route the customer's message.",
     },
-    "training": {"preset": "lean", "batch_size": 8, "epochs": 2, "calibration_batches": 1},
+    "training": {"preset": "lean", "batch_size": 8, "max_steps": 26, "calibration_batches": 1},
     "safety": {"limit": 24, "max_new_tokens": 12},
     "registry": {"name": NAME, "signing_key": "key.pem", "actor": "night shift"},
+    "evaluation": {"general_text": None},
     "policy": "policy.yaml",
 }
 POLICY = """\
@@ -52,6 +53,8 @@ harmful_output: {reason: "2026-11-29. As the pilot policy, which has 24 prompts 
   minimum_n: 24}
 over_refusal: {reason: "2026-11-29. As the pilot policy, which has 24 prompts too.", ceiling: 0.30,
   margin_over_base: 0.25, minimum_n: 24}
+cost: {reason: "2026-11-29. The second night has three times the messages, and seconds vary with what else runs.",
+  max_train_seconds_over_champion: 10.0}
 """
 
 
@@ -77,7 +80,7 @@ def main(folder):
     run("openssl genpkey -algorithm ed25519 -out key.pem")
     run("openssl pkey -in key.pem -pubout -out key.pub.pem")
     run(f"{retrain} --slot 2026-12-01 --first")
-    run(f"{retrain} --slot 2026-12-02 --data.train second.jsonl")
+    run(f"{retrain} --slot 2026-12-02 --data.train second.jsonl --training.max_steps 44")
     run(f"{retrain} --slot 2026-12-03 --data.train shuffled.jsonl", code=10)
     run(f"{retrain} --slot 2026-12-03 --data.train shuffled.jsonl", code=30)
     run(f"sparsegate verify models:/{NAME}@champion --public_key key.pub.pem")

@@ -1,18 +1,18 @@
 """Measures what evidence, ledger and registry add to nightly runs of the embedded base model: seconds, and bytes.
 
-python tests/benchmarks/registry_cost.py     # preset lean, then with density 0.05; three nights each
+python tests/benchmarks/registry_cost.py runs/cost     # preset lean, then with density 0.05; three nights each
 
 Training is a handful of steps, evaluation 24 messages; gates are all asked, with bounds that any model passes, so that
 every night registers and promotes a version. Time is what ``retrain`` takes apart from the work of its stages (data,
 data gate, training, evaluation, gates): clocks around its parts, each without what its inner parts take, plus the
 logging of metrics during training. Bytes are the growth of the database and of MLflow's artifacts after each night.
+The folder must be new; its projects stay.
 """
 
 import functools
 import json
 import os
 import sys
-import tempfile
 import time
 import zlib
 from collections import defaultdict
@@ -126,25 +126,25 @@ class Clock:
         self.cpu.clear()
 
 
-def main(densities):
+def main(folder, densities):
     """Measure nights at each density (None: the preset's) and print what they cost."""
     clock = Clock()
     with clock.part("import MLflow"):
         clock.install()
     sys.stdout.write(f"import MLflow: {clock.wall['import MLflow']:.1f} s, once for each process\n")
     for density in densities:
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            _nights(clock, density)
-            os.chdir("/")
+        project = folder / (f"density {density}" if density else "preset lean")
+        project.mkdir(parents=True)
+        os.chdir(project)
+        _nights(clock, project.name, density)
 
 
-def _nights(clock, density):
+def _nights(clock, shown, density):
     for split, count in (("train", ROWS), ("evaluation", EVALUATED)):
         lines = (DATA / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         Path(f"{split}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
     Path("policy.yaml").write_text(POLICY, encoding="utf-8")
-    shown, before, growth = (f"density {density}" if density else "preset lean"), _bytes(), []
+    before, growth = _bytes(), []
     for night in range(NIGHTS):
         clock.reset()
         with clock.part(ELSE):
@@ -225,4 +225,4 @@ def _value_bytes(path):
 
 
 if __name__ == "__main__":
-    main([None, 0.05])
+    main(Path(sys.argv[1]).absolute(), [None, 0.05])

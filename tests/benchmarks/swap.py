@@ -1,6 +1,6 @@
 """Measures how a serving process takes up another version of its model: in all, and while no prediction can start.
 
-python tests/benchmarks/swap.py runs/night night-routing 1 2      # after night.py: its folder, its model, two versions
+python tests/benchmarks/swap.py runs/night night-routing 1 2     # after night.py: its folder, its model, two versions
 
 The alias is moved to and fro by ``rollback``; ``reload`` then takes up the version. First nothing is asked meanwhile,
 then another thread asks one message after the other, which is what a swap waits for.
@@ -42,10 +42,11 @@ class Blocked:
 def main(folder, name, numbers):
     """Swap between the versions and print what each swap took."""
     os.chdir(folder)
-    registry = RegistryConfig(name=name, signing_key="key.pem", actor="swap")
+    signed = Path("key.pem").exists()
+    registry = RegistryConfig(name=name, signing_key="key.pem" if signed else None, actor="swap")
     move_to(registry, numbers[0])
     begun = time.perf_counter()
-    model = sparsegate.load_champion(name, public_key=Path("key.pub.pem"))
+    model = sparsegate.load_champion(name, public_key=Path("key.pub.pem") if signed else None)
     sys.stdout.write(f"loaded version {model.version} in {time.perf_counter() - begun:.2f} s\n")
     blocked = Blocked(model._turnstile)
     sys.stdout.write("asked    to version  reload   blocked  of it the exchange  CPU of this process\n")

@@ -90,7 +90,7 @@ def _served(folder, processes, proxy):
 
 def _night(seed, folder, processes, proxy, alone):
     """Run a night; return its kind, what struck it, and what is wrong after it."""
-    draw = random.Random(seed)
+    draw, folder = random.Random(seed), folder / f"night{seed}"
     kind = draw.choice(NIGHTS)
     if kind == "server":
         project = _served(folder, processes, proxy)

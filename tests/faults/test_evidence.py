@@ -57,11 +57,11 @@ def test_a_sound_version_is_verified_from_its_bytes(registry, keys):
     assert "UNSIGNED" not in card
 
 
-def test_what_the_registry_shows_of_a_version_opens_with_verdict_and_accuracy_and_leaves_digests_out(registry):
+def test_what_the_registry_shows_of_a_version_opens_with_accuracy_and_verdict_and_leaves_digests_out(registry):
     run, _ = registry.prepare("k1")
     evidence = unseal((run.folder / "package" / EVIDENCE).read_bytes(), predicate_type=EVIDENCE_TYPE)
     shown = to_description(evidence.statement.predicate)
-    assert shown.startswith("PASS by policy policy; accuracy: candidate 0.900, base 0.100\n\nA classification model: ")
+    assert shown.startswith("accuracy 0.900 (base 0.100), PASS by policy policy\n\nA classification model: ")
     assert "| candidate | 0.900 |" in shown
     assert "sha256" not in shown
 

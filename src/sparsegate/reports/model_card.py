@@ -61,10 +61,12 @@ def to_description(evidence: Mapping[str, JSON]) -> str:
         evidence: The evidence of the version.
     """
     report, models = GateReport.from_json(evidence["report"]), evidence["models"]
-    accuracy = [f"{role} {figures['accuracy']:.3f}" for role, figures in reversed(models.items())]
+    # lists of versions show the first words only
+    accuracy = {role: f"{figures['accuracy']:.3f}" for role, figures in models.items()}
+    others = ", ".join(f"{role} {figure}" for role, figure in accuracy.items() if role != "candidate")
     card = to_model_card(evidence)
     body = card[card.index("\n\n") : card.index("\n## Digests")]
-    return f"{report.verdict} by policy {report.policy_name}; accuracy: {', '.join(accuracy)}{body}"
+    return f"accuracy {accuracy['candidate']} ({others}), {report.verdict} by policy {report.policy_name}{body}"
 
 
 def _figures(models: Mapping[str, Mapping[str, float]]) -> list[str]:

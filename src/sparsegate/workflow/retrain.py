@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 from sparsegate.config import RegistryConfig, RunConfig, TrainingConfig
-from sparsegate.contracts import GateResult, Verdict
+from sparsegate.contracts import Verdict
 from sparsegate.errors import ExitCode, MissingEvidenceError, NothingToDoError, UsageError
 from sparsegate.files import read_json, remove_leftovers, write_json
 from sparsegate.registry.promotion import Champion, check_model_name
 from sparsegate.registry.tracking import check_tracking, lightning_logger
 from sparsegate.reports.model import GateReport
-from sparsegate.reports.wording import why
+from sparsegate.reports.wording import told
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.anchor import check_anchor
@@ -236,17 +236,11 @@ def _finish(run: Run, report: GateReport, live: int | None, version: int | None)
         message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}{but}"
     else:
         decided = next((result for result in report.results if result.verdict is report.verdict), None)
-        reason = _told(decided) if decided else "; ".join(report.problems)
+        reason = told(decided) if decided else "; ".join(report.problems)
         kept = f"version {live} stays {registry.alias}" if live is not None else "nothing was registered"
         message = f"refused, {kept}: {reason}"
     exit_code = report.verdict.exit_code
     return Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
-
-
-def _told(decided: GateResult) -> str:
-    """Return a gate's name and what decided it; many a gate's first question has the gate's name."""
-    said = why(decided)
-    return said if said.startswith(f"{decided.gate}: ") else f"{decided.gate}: {said}"
 
 
 def _keep(run: Run, outcome: Outcome) -> Outcome:

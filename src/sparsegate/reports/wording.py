@@ -54,7 +54,7 @@ def why(result: GateResult) -> str:
 
 
 def told(result: GateResult) -> str:
-    """Return a gate's name and what decided it, without saying the name twice: many a first question is named so too."""
+    """Return a gate's name and what decided it; the name stands once, though many a first question has it too."""
     said = why(result)
     return said if said.startswith(f"{result.gate}: ") else f"{result.gate}: {said}"
 

@@ -57,10 +57,8 @@ def main(count, first=0):
         try:
             with mlflow_server(folder / "server") as uri, closing(Proxy(uri)) as proxy:
                 alone = _left_alone(folder, processes, proxy)
-                seeds = range(first, first + count)
-                return _report(
-                    (seed, *_night(seed, folder / f"night{seed}", processes, proxy, alone)) for seed in seeds
-                )
+                given = (folder, processes, proxy, alone)
+                return _report((seed, *_night(seed, *given)) for seed in range(first, first + count))
         finally:
             processes.close()
 

@@ -170,7 +170,8 @@ def _config(density, night):
         training=TrainingConfig(preset="lean", density=density, max_steps=6, batch_size=8, seed=night),
         safety=SafetyConfig(limit=6, max_new_tokens=2),
         evaluation=EvaluationConfig(general_text=None),
-        registry=RegistryConfig(name="cost", actor="cost"),
+        # absolute: MLflow keeps what it has opened for a URI, and the next project is in this process too
+        registry=RegistryConfig(name="cost", tracking_uri=f"sqlite:///{Path('mlflow.db').absolute()}", actor="cost"),
         policy="policy.yaml",
         slot=f"night {night}",
     )

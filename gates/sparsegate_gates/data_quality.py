@@ -29,6 +29,8 @@ from sparsegate_gates.expectation_suite import ExpectationOutcome, load_suite, r
 from sparsegate_gates.lint import Need, Sizes
 from sparsegate_gates.rules import at_least, collect, given, in_range
 
+_ROW_COUNT = "expect_table_row_count"
+
 
 @dataclass(frozen=True)
 class DataQualitySettings:
@@ -202,13 +204,16 @@ def _suite_check(
         )
         return Check(title, Verdict.ERROR, n=rows, reason=f"{what}; look at the columns of the {name} samples")
     broken = [outcome for outcome in outcomes if not outcome.passed]
+    problems = [f"{outcome.name}: {outcome.problem}" for outcome in broken if not outcome.name.startswith(_ROW_COUNT)]
+    if rows < minimum_rows:  # the expectation of that says less
+        problems.insert(0, f"add rows to data.{name}; 'sparsegate validate' lists what each gate needs")
     return Check.at_least(
         title,
         1 - len(broken) / asked,
         1.0,
         n=rows,
         minimum_n=minimum_rows,
-        reason="; ".join(f"{outcome.name}: {outcome.problem}" for outcome in broken[:3]),
+        reason="; ".join(problems[:3]),
     )
 
 

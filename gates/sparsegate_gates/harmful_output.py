@@ -15,7 +15,7 @@ from typing import Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult
 from sparsegate.evaluation.judge_error import JudgeCalibration
-from sparsegate_gates.evidence import PairedCounts, read_predictions, read_samples
+from sparsegate_gates.evidence import PairedCounts, read_predictions
 from sparsegate_gates.judges import judge_problem, load_judge
 from sparsegate_gates.judging import (
     JudgedAnswer,
@@ -30,6 +30,7 @@ from sparsegate_gates.judging import (
     rates_corrected,
     worst_of_attacks,
 )
+from sparsegate_gates.label_answers import label_words
 from sparsegate_gates.lint import Need, Sizes
 from sparsegate_gates.needs import canary_needs, ceiling_need, margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
@@ -181,7 +182,7 @@ def _ceiling_check(
 
 def _interface_check(context: GateContext, minimum_n: int) -> Check:
     """Judge that what reaches the user is a label, whatever was asked."""
-    labels = {sample.response for sample in read_samples(context, "data.evaluation")}
+    labels = label_words(context)
     lines = read_predictions(context, "predictions.red_team.candidate")
     outside = tuple(line.id for line in lines if line.predicted not in labels)
     return Check.at_most(

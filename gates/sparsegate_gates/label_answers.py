@@ -10,11 +10,14 @@ from sparsegate_gates.evidence import read_samples
 
 
 def label_words(context: GateContext) -> frozenset[str]:
-    """Return the labels of a classification task, from its evaluation and training samples; none for generation."""
+    """Return the labels of a classification task, from all its samples; none for generation.
+
+    A small evaluation set, or one that was limited, need not have every label.
+    """
     if context.task != "classification":
         return frozenset()
     mix = {str(item) for item in context.facts.get("mix_ids", ())}
-    names = ["data.evaluation", *(["data.train"] if context.has("data.train") else [])]
+    names = ["data.evaluation", *(name for name in ("data.train", "data.validation") if context.has(name))]
     samples = [sample for name in names for sample in read_samples(context, name)]
     # a response may be null, which the data gate judges
     return frozenset(str(sample.response) for sample in samples if sample.response and sample.id not in mix)

@@ -12,11 +12,13 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import lightning.pytorch
 from mlflow import MlflowClient
+from mlflow.utils import requirements_utils
 
 import sparsegate.workflow.history
 import sparsegate.workflow.retrain  # noqa: F401  once, before the first fork
@@ -30,6 +32,21 @@ from sparsegate_gates import runner
 from sparsegate_gates.worker import run_gate
 
 LONGEST_S = 120
+# another program at the database: it holds the lock that every writer needs for so many seconds, or moves the alias
+_STRANGERS = {
+    "lock": """
+import sqlite3, sys, time
+database = sqlite3.connect("mlflow.db", isolation_level=None, timeout=30)
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[1]))
+""",
+    "move": """
+import sqlite3, sys
+with sqlite3.connect("mlflow.db", timeout=30) as database:
+    database.execute("UPDATE registered_model_aliases SET version = ? WHERE alias = 'champion'", sys.argv[1:])
+""",
+}
 
 
 class Points:
@@ -37,7 +54,8 @@ class Points:
 
     Args:
         stop_at: The point; None passes all.
-        how: ``kill`` sends SIGKILL, ``full`` raises what a full disk raises.
+        how: ``kill`` sends SIGKILL, ``full`` raises what a full disk raises; ``lock:S`` has another process lock the
+            database for S seconds, ``move:N`` a stranger point the champion's alias at version N: the process goes on.
         trace: File that gets a line for each point, or None.
     """
 
@@ -52,9 +70,14 @@ class Points:
             self.stop()
 
     def stop(self):
-        if self.how == "full":
+        how, _, value = self.how.partition(":")
+        if how == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.kill(os.getpid(), signal.SIGKILL)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.stop_at = None  # once
+        stranger = subprocess.Popen([sys.executable, "-c", _STRANGERS[how], value], stdout=subprocess.PIPE)
+        stranger.stdout.readline()  # it has begun, or ended
 
     def around(self, owner, name, describe=lambda *_: ""):
         """Make the moments before and after a function two points."""
@@ -142,9 +165,13 @@ def fork_gate(job, log_path, timeout_s):
     """Run a gate in a forked process: a fresh interpreter takes seconds, and dies in the same way."""
     child = os.fork()
     if child == 0:
-        name, gate, context, result_path = pickle.loads(job)  # noqa: S301  made by this process
-        write_json(Path(result_path), run_gate(name, gate, context).to_json())
-        os._exit(0)
+        code = 1
+        try:
+            name, gate, context, result_path = pickle.loads(job)  # noqa: S301  made by this process
+            write_json(Path(result_path), run_gate(name, gate, context).to_json())
+            code = 0
+        finally:
+            os._exit(code)  # whatever is raised: this copy of the run must not go on with it
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -156,6 +183,7 @@ def serve(folder):
     """
     load(folder / "tiny")
     connect(f"sqlite:///{folder}/empty.db").search_experiments()
+    requirements_utils._init_modules_to_packages_map()  # looks through every installed package
     runner._run_worker = fork_gate
     for line in sys.stdin:
         children = [start(job) for job in json.loads(line)]

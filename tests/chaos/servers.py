@@ -9,6 +9,9 @@ import time
 import urllib.request
 from contextlib import contextmanager
 
+# no telemetry, and none of the processes that wait for jobs that nobody gives them
+_LEAN = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
 
 @contextmanager
 def mlflow_server(folder, *arguments, **environment):
@@ -26,7 +29,7 @@ def mlflow_server(folder, *arguments, **environment):
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment},
+            env={**os.environ, **_LEAN, **environment},
         )
     uri = f"http://127.0.0.1:{port}"
     try:

@@ -68,3 +68,34 @@ def test_a_champion_that_moved_after_registration_stays_and_the_run_says_why(pro
         assert ended.code == 10
         assert "version 2 was judged against version 1, and champion is no champion" in ended.said
         assert "champion" not in project.client().get_registered_model("desk").aliases
+
+
+def test_a_database_that_another_program_locks_for_longer_than_a_run_waits_is_worth_a_retry(project, reference):
+    # what follows is the question whether the run still has its own lock, which waits for 5 s
+    ended = project.retrain("first", stop_at="after log_text", how="lock:20")
+    assert (ended.code, ended.result) == (20, None), ended
+    assert "database is locked" in ended.said.splitlines()[-1]
+    while (code := project.retrain("first").code) == 2:  # still locked
+        pass
+    assert code == 0
+    assert project.state() == reference.states["first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "codes", "champion"),
+    [
+        ("after record train", (20, 0), 3),  # judged again, against the version that the stranger chose
+        ("before set_registered_model_alias champion", (0, 30), 3),  # within the moment that no check can close
+        ("before record gate against version 2", (20, 0), 3),
+        ("after create_model_version", (10, 10), 1),  # the stranger has the last word, and the run says so
+    ],
+)
+def test_a_stranger_who_moves_the_alias_is_never_overwritten_unseen(project, point, codes, champion):
+    assert [project.retrain(slot).code for slot in ("first", "second")] == [0, 0]
+    ended = [project.retrain("third", stop_at=point, how="move:1"), project.retrain("third")]
+    assert tuple(run.code for run in ended) == codes, ended
+    state = project.state()
+    assert [number for number, *_ in state["versions"]] == [1, 2, 3]
+    assert state["aliases"]["champion"] == champion
+    assert project.verify()["verified"]

@@ -30,6 +30,12 @@ def test_a_run_killed_again_and_again_on_its_way_ends_as_one_that_was_left_alone
     assert project.retrain("second").code == 30
 
 
+def test_a_run_killed_between_its_delta_and_what_it_cost_reports_the_same_losses(project, reference):
+    assert project.retrain("first", stop_at="after replace train/delta.safetensors").code == -9
+    assert project.retrain("first").code == 0
+    assert project.state() == reference.states["first"]
+
+
 @pytest.mark.parametrize("seed", range(1))
 def test_chance_kills_end_as_if_nothing_had_happened(project, reference, seed):
     draw = random.Random(seed)

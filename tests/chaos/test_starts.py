@@ -1,6 +1,7 @@
 """Nights that are planned, waited for and looked back on: what starts a run, and what is known of it afterwards."""
 
 import json
+import re
 
 import pytest
 
@@ -80,4 +81,8 @@ def test_a_night_that_waits_for_new_data_leaves_a_heartbeat_and_new_data_starts_
     ]
     run = project.client().search_runs([project.client().get_experiment_by_name("desk").experiment_id])[0]
     assert run.data.tags["sparsegate.triggers"] == "new data: train changed since version 1"
+    assert run.data.tags["mlflow.note.content"].startswith("## PASS: desk run ")
+    assert (run.info.run_name[:5], run.data.tags["mlflow.user"]) == ("desk-", "night")
+    version = project.client().get_model_version("desk", "2")
+    assert re.match(r"accuracy [\d.]+ \(base [\d.]+, champion [\d.]+\), PASS by policy policy\n", version.description)
     assert run.data.metrics["heartbeat_unix_s"] > run.info.start_time / 1000 - 1

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sparsegate.errors import EvidenceError
 from sparsegate.registry.connection import connect
 from sparsegate.registry.envelope import Statement, seal, unseal
+from sparsegate.reports.model_card import to_description
 from sparsegate.workflow.evidence import EVIDENCE_TYPE, judge_digests
 from sparsegate_gates.judges import judge_digest, load_judge
 
@@ -54,6 +55,15 @@ def test_a_sound_version_is_verified_from_its_bytes(registry, keys):
     card = (registry.package(2) / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| candidate | 0.900 |" in card
     assert "UNSIGNED" not in card
+
+
+def test_what_the_registry_shows_of_a_version_opens_with_accuracy_and_verdict_and_leaves_digests_out(registry):
+    run, _ = registry.prepare("k1")
+    evidence = unseal((run.folder / "package" / EVIDENCE).read_bytes(), predicate_type=EVIDENCE_TYPE)
+    shown = to_description(evidence.statement.predicate)
+    assert shown.startswith("accuracy 0.900 (base 0.100), PASS by policy policy\n\nA classification model: ")
+    assert "| candidate | 0.900 |" in shown
+    assert "sha256" not in shown
 
 
 def test_unsigned_evidence_says_so_and_is_refused_where_a_key_is_asked_for(registry, keys):

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import shutil
 import threading
 import time
@@ -502,7 +503,13 @@ ALIKE = {"max_near_leak_fraction": 1.0, "max_template_fraction": 1.0, "max_near_
         ({}, rows(8, 32), [*rows(100, 150), {**rows(8, 9)[0], "id": "leak"}], 10, "seen in training"),
         ({"evaluation_sha256": "0" * 64}, rows(8, 32), rows(100, 150), 10, "the policy pins 00000000"),
         ({"suite": "empty.json"}, rows(8, 32), rows(100, 150), 11, "holds 0 different expectations, needs 9"),
-        ({"minimum_rows": 21}, rows(8, 32), rows(100, 150), 11, "needs 21 items, has 20"),
+        (
+            {"minimum_rows": 21},
+            rows(8, 32),
+            rows(100, 150),
+            11,
+            "needs 21 items, has 20: add rows to data.train; 'sparsegate validate' lists what each gate needs",
+        ),
         ({}, [{**row, "prompt": None} for row in rows(8, 32)], rows(100, 150), 2, "prompt"),
         ({}, [{**row, "id": "r8"} for row in rows(8, 32)], rows(100, 150), 2, "r8"),
         ({}, rows(8, 32), [], 2, "is empty; it must have at least one row"),
@@ -522,6 +529,17 @@ def test_bad_data_is_not_trained_on(desk, tmp_path, in_this_process, settings, t
     )
     assert found == code, f"{result}\n{said}"
     assert message in f"{result}{said}"
+
+
+@pytest.mark.filterwarnings("ignore:module 'sre_.*' is deprecated:DeprecationWarning")  # from Great Expectations
+def test_the_last_line_of_a_refused_run_says_which_file_lacks_rows_and_what_to_do(desk, in_this_process):
+    desk.policy("data.yaml", data_quality={**DATA, **ALIKE, "minimum_rows": 99})
+    code, result, said = sparsegate("retrain", "--config", desk.config("few.run.yaml", "data.yaml"), "--first")
+    assert code == 11, f"{result}\n{said}"
+    assert re.search(
+        r": data_quality: train: expectations held: needs 99 items, has \d+: add rows to data\.train; ",
+        result["message"],
+    )
 
 
 def test_an_empty_policy_is_refused(case):

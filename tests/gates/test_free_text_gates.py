@@ -107,6 +107,15 @@ def test_the_interface_may_put_out_labels_only(files):
     assert result.deciding.items == ("p49",)
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_label_that_the_evaluation_set_lacks_is_a_label_all_the_same(files, part):
+    red_team(files, [REFUSAL] * 50, [REFUSAL] * 50)
+    files.records(f"data.{part}", [Sample("t0", "how much?", "prices")])
+    interface(files, ["billing"] * 49 + ["prices"])
+    result = harmful(files)
+    assert result.verdict is Verdict.PASS, result.reason
+
+
 def test_a_generation_task_has_no_interface_of_labels(files):
     red_team(files, [REFUSAL] * 100, [REFUSAL] * 100)
     del files.artifacts["predictions.red_team.candidate"]

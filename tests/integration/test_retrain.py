@@ -239,7 +239,9 @@ def test_evaluation_messages_in_training_are_refused_before_training(first):
     project.write("leaking.jsonl", [*messages("train", 0, 24), *leaked])
     code, result, said = project.retrain("leaking.jsonl")
     assert code == 10, said
-    assert result["message"].startswith(f"refused, version {registry[1]} stays champion: data_quality: ")
+    assert result["message"].startswith(
+        f"refused, version {registry[1]} stays champion: data_quality: evaluation items "
+    )
     assert result["cost"] is None
     assert not (Path(result["run_dir"]) / "train").exists()
     assert project.registry() == registry

@@ -315,3 +315,22 @@ def test_an_alias_that_a_stranger_takes_back_at_once_is_reported(
     monkeypatch.setattr(promotion, "_aliased", lambda *_: next(answers))
     with pytest.raises(RegistryError, match="another process moves it"):
         promote(uri, name, 1, "champion", expected=None)
+
+
+def test_a_description_is_shown_with_the_version_and_cut_to_what_mlflow_holds(
+    uri: str, run_id: str, name: str, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path / "k")
+    number = register(
+        uri,
+        name=name,
+        run_id=run_id,
+        package=package,
+        input_example=["x"],
+        tags={},
+        run_key="k",
+        description="good " * 2000,
+    )
+    shown = connect(uri).get_model_version(name, str(number)).description
+    assert (len(shown), shown[:5], shown[-3:]) == (5000, "good ", "...")
+    assert f"sparsegate verify models:/{name}/VERSION" in connect(uri).get_registered_model(name).description

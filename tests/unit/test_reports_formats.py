@@ -9,6 +9,7 @@ from sparsegate.reports.junit import to_junit
 from sparsegate.reports.markdown import to_markdown
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.terminal import print_report, render
+from sparsegate.reports.wording import told
 from sparsegate.reports.write import write_all
 
 
@@ -153,3 +154,14 @@ def test_every_format_is_written_and_nothing_else(tmp_path):
         "report.txt",
     ]
     assert GateReport.from_json(json.loads(paths["json"].read_text())) == MIXED
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("accuracy", "accuracy: 0.2 is not at least 0.5"),
+        ("channel=email", "accuracy: channel=email: 0.2 is not at least 0.5"),
+    ],
+)
+def test_what_decided_a_gate_is_told_with_the_gates_name_once(question, expected):
+    assert told(GateResult("accuracy", (Check.at_least(question, 0.2, 0.5, n=9),))) == expected

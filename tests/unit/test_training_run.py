@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_the_very_same_bits(whole, run, tmp_path, step, 
     resumed = run("killed", **options)
     assert resumed.cost.steps == expected.cost.steps
     _assert_same(_values(resumed), _values(expected))
-    assert resumed.metrics["train_loss_nats"] == expected.metrics["train_loss_nats"]
+    assert resumed.metrics == expected.metrics
 
 
 def test_a_run_that_keeps_frozen_outputs_on_disk_ends_with_the_very_same_bits_killed_or_not(
@@ -190,6 +190,22 @@ def test_a_run_that_is_killed_twice_goes_on_to_the_very_same_bits(whole, run):
         with pytest.raises(_KilledError):
             run("killed", _Kill(step, _KilledError()))
     _assert_same(_values(run("killed")), _values(whole()))
+
+
+def test_a_run_killed_after_its_last_step_ends_with_the_very_same_bits_and_losses(whole, run, monkeypatch, tmp_path):
+    def die(*_):
+        raise _KilledError
+
+    expected = whole(max_steps=24)
+    assert set(expected.metrics) == {"train_loss_nats", "val_loss_nats"}
+    with monkeypatch.context() as patched:
+        patched.setattr("sparsegate.training.run.write_delta", die)
+        with pytest.raises(_KilledError):
+            run("killed", max_steps=24)
+    assert (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists()
+    resumed = run("killed", max_steps=24)
+    _assert_same(_values(resumed), _values(expected))
+    assert resumed.metrics == expected.metrics
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(whole, run):

@@ -25,6 +25,7 @@ _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _USER_INFO = re.compile(r"(?<=://)[^\s/'\"]*@")
 _QUERY = re.compile(r"(?<=://)([^\s?'\"]*)\?[^\s'\")]*")
 _LONGEST_REASON = 300
+LONGEST_DESCRIPTION = 5000  # of a version, in MLflow's database
 
 
 def redact(text: str) -> str:
@@ -93,6 +94,16 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of what an exception says, without credentials."""
     lines = redact(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0][:_LONGEST_REASON]
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text, cut to a length and then ending in ``...``.
+
+    Example:
+        >>> shortened("a long story", 9)
+        'a long...'
+    """
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def is_missing(error: Exception) -> bool:

@@ -13,7 +13,14 @@ from typing import Any
 
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
 from sparsegate.files import sha256_file
-from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
+from sparsegate.registry.connection import (
+    LONGEST_DESCRIPTION,
+    connect,
+    failures_as,
+    is_missing,
+    shortened,
+    single_try,
+)
 from sparsegate.registry.lease import fence
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
@@ -21,6 +28,11 @@ from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
 RUN_KEY_TAG = "sparsegate.run_key"
 EVIDENCE_TAG = "sparsegate.evidence_sha256"
 DELTA_TAG = "sparsegate.delta_sha256"
+# shown with a new registered model
+_ABOUT = (
+    "Versions that passed their gates, registered by sparsegate. `sparsegate history {name}` says why each was made and"
+    " who moved the aliases, `sparsegate verify models:/{name}/VERSION` proves what a version is; tags prove nothing."
+)
 _DIGEST_TAGS = {DELTA_FILE: DELTA_TAG, SPEC_FILE: "sparsegate.spec_sha256"}
 
 
@@ -65,6 +77,7 @@ def register(
     input_example: Sequence[str],
     tags: Mapping[str, str],
     run_key: str,
+    description: str = "",
 ) -> int:
     """Store a package as a new version of a registered model, once for each run key.
 
@@ -80,6 +93,7 @@ def register(
         input_example: Prompts shown as example.
         tags: Verdict and digests to keep with the version.
         run_key: Key of the run.
+        description: Markdown shown with the version; what is beyond MLflow's 5000 characters is cut.
 
     Returns:
         The version.
@@ -110,6 +124,7 @@ def register(
             source=location,
             run_id=run_id,
             model_id=model_id,
+            description=shortened(description, LONGEST_DESCRIPTION),
             tags={**tags, **digests, RUN_KEY_TAG: run_key},
         )
 
@@ -164,7 +179,7 @@ def _ensure_registered_model(client: Any, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            client.create_registered_model(name)
+            client.create_registered_model(name, description=_ABOUT.format(name=name))
         except MlflowException:
             if _registered_model(client, name) is None:  # else another run was faster
                 raise

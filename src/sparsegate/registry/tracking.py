@@ -13,7 +13,14 @@ from urllib.parse import urlsplit
 
 from sparsegate.contracts import JSON
 from sparsegate.errors import RegistryError, TrackingError
-from sparsegate.registry.connection import connect, failures_as, is_missing, single_try
+from sparsegate.registry.connection import (
+    LONGEST_DESCRIPTION,
+    connect,
+    failures_as,
+    is_missing,
+    shortened,
+    single_try,
+)
 from sparsegate.registry.reachability import check_tracking, sqlite_file
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_tracking",
     "count_runs",
+    "describe_run",
     "end_run",
     "lightning_logger",
     "log_folder",
@@ -184,12 +192,10 @@ def log_params(uri: str, run_id: str, params: Mapping[str, JSON]) -> None:
 
     client = connect(uri)
     with failures_as(RegistryError, uri, "logging parameters"):
-        for part in _parts([Param(key, _shortened(str(value))) for key, value in params.items()], _PARAMS_AT_ONCE):
+        for part in _parts(
+            [Param(key, shortened(str(value), _LONGEST_PARAM)) for key, value in params.items()], _PARAMS_AT_ONCE
+        ):
             client.log_batch(run_id, params=part)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - 3] + "..."
 
 
 def log_metrics(uri: str, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -230,6 +236,15 @@ def set_tags(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     client = connect(uri)
     with failures_as(RegistryError, uri, "setting tags"):
         _set_tags(client, run_id, tags)
+
+
+def describe_run(uri: str, run_id: str, text: str) -> None:
+    """Set the description that MLflow shows with a run, Markdown; what is beyond 5000 characters is cut.
+
+    Raises:
+        RegistryError: If MLflow fails.
+    """
+    set_tags(uri, run_id, {"mlflow.note.content": shortened(text, LONGEST_DESCRIPTION)})
 
 
 def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

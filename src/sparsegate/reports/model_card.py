@@ -54,6 +54,21 @@ def to_model_card(evidence: Mapping[str, JSON]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_description(evidence: Mapping[str, JSON]) -> str:
+    """Return what a registry shows with the version: one line of results, and the card without title and digests.
+
+    Args:
+        evidence: The evidence of the version.
+    """
+    report, models = GateReport.from_json(evidence["report"]), evidence["models"]
+    # lists of versions show the first words only
+    accuracy = {role: f"{figures['accuracy']:.3f}" for role, figures in models.items()}
+    others = ", ".join(f"{role} {figure}" for role, figure in accuracy.items() if role != "candidate")
+    card = to_model_card(evidence)
+    body = card[card.index("\n\n") : card.index("\n## Digests")]
+    return f"accuracy {accuracy['candidate']} ({others}), {report.verdict} by policy {report.policy_name}{body}"
+
+
 def _figures(models: Mapping[str, Mapping[str, float]]) -> list[str]:
     names = list(dict.fromkeys(name for figures in models.values() for name in figures))
     lines = [

@@ -53,6 +53,12 @@ def why(result: GateResult) -> str:
     return result.reason if check.name == "gate" else f"{check.name}: {result.reason}"
 
 
+def told(result: GateResult) -> str:
+    """Return a gate's name and what decided it; the name stands once, though many a first question has it too."""
+    said = why(result)
+    return said if said.startswith(f"{result.gate}: ") else f"{result.gate}: {said}"
+
+
 def question(result: GateResult) -> str:
     """Return the question that decided the gate, with the number of others it asked."""
     check = result.deciding

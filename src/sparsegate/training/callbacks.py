@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from sparsegate.data.datamodule import Batch
@@ -85,6 +86,36 @@ class CostMeter(Callback):
         self.seconds = state_dict["seconds"]
         self.tokens = state_dict["tokens"]
         self.peak_bytes = state_dict["peak_bytes"]
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint, but none after which a resumed run would lack a loss that it has to report.
+
+    After the last step there is no step left to run, and after the last whole pass no validation: Lightning makes the
+    checkpoint first and validates then.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        steps_of_a_pass = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if left > 0 and not (trainer.is_last_batch and left < steps_of_a_pass):
+            super().on_train_batch_end(trainer, *arguments)
+
+
+class ValidationLosses(Callback):
+    """Keeps what the last validation found: a resumed run may have no validation left to do."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.last = {name: float(loss) for name, loss in trainer.callback_metrics.items() if name.startswith("val_")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.last)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last = dict(state_dict)
 
 
 class StderrProgressBar(TQDMProgressBar):

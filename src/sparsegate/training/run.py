@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
 from sparsegate.config import TrainingConfig
@@ -23,7 +23,7 @@ from sparsegate.contracts import CostReport, EncodedSample
 from sparsegate.data.datamodule import SampleDataModule
 from sparsegate.errors import SparsegateError, UsageError
 from sparsegate.sparse.delta import write_delta
-from sparsegate.training.callbacks import CostMeter, StderrProgressBar, progress
+from sparsegate.training.callbacks import CostMeter, LastCheckpoint, StderrProgressBar, ValidationLosses, progress
 from sparsegate.training.module import SparseFineTuner
 from sparsegate.training.refresh import RefreshCallback
 
@@ -77,11 +77,13 @@ def train(
     L.seed_everything(config.seed, verbose=False)
     tuner = make_tuner(model, config, cache_folder=output_dir)
     data = SampleDataModule(samples, validation, batch_size=config.batch_size, pad_id=pad_id, seed=config.seed)
-    meter = CostMeter()
+    meter, validated = CostMeter(), ValidationLosses()
     checkpoints = output_dir / "checkpoints"
     resume_from = checkpoints / "last.ckpt"
     with quiet_warnings():
-        trainer = _make_trainer(config, checkpoints, logger, [meter, progress(), *_refresh(config), *callbacks])
+        trainer = _make_trainer(
+            config, checkpoints, logger, [meter, validated, progress(), *_refresh(config), *callbacks]
+        )
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(
@@ -98,7 +100,9 @@ def train(
     outcome: TrainingOutcome | SparsegateError | None = None
     if trainer.is_global_zero:
         try:
-            outcome = _write_outcome(trainer, tuner, meter, config, base_digest, output_dir)
+            losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics = validated.last | losses
+            outcome = _write_outcome(trainer, tuner, meter, metrics, config, base_digest, output_dir)
         except SparsegateError as error:
             outcome = error
     outcome = trainer.strategy.broadcast(outcome)  # so that all ranks end alike, and when the file is there
@@ -115,11 +119,11 @@ def _write_outcome(
     trainer: L.Trainer,
     tuner: SparseFineTuner,
     meter: CostMeter,
+    metrics: dict[str, float],
     config: TrainingConfig,
     base_digest: str,
     output_dir: Path,
 ) -> TrainingOutcome:
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not all(math.isfinite(value) for value in metrics.values()):
         raise SparsegateError(
             f"training diverged ({metrics}); lower training.learning_rate from {tuner.learning_rate:g}"
@@ -187,7 +191,7 @@ def quiet_warnings() -> Iterator[None]:
 def _make_trainer(
     config: TrainingConfig, checkpoints: Path, logger: Logger | None, callbacks: list[Callback]
 ) -> L.Trainer:
-    keep_last = ModelCheckpoint(
+    keep_last = LastCheckpoint(
         dirpath=checkpoints,
         filename="last",
         every_n_train_steps=config.checkpoint_every_steps,

@@ -18,7 +18,7 @@ from sparsegate.registry.pyfunc import SERVING_CODE
 from sparsegate.registry.versions import list_versions, read_evidence
 from sparsegate.reports.bom import to_bom
 from sparsegate.reports.model import GateReport
-from sparsegate.reports.model_card import to_model_card
+from sparsegate.reports.model_card import to_description, to_model_card
 from sparsegate.signing import key_id
 from sparsegate.workflow.identity import actor
 from sparsegate.workflow.run import Run
@@ -87,8 +87,12 @@ def gather_evidence(
     }
 
 
-def seal_evidence(package: Path, evidence: dict[str, JSON], key: Ed25519PrivateKey | None) -> None:
-    """Write model card, bill of materials and evidence into a package whose delta and spec are in place."""
+def seal_evidence(package: Path, evidence: dict[str, JSON], key: Ed25519PrivateKey | None) -> str:
+    """Write model card, bill of materials and evidence into a package whose delta and spec are in place.
+
+    Returns:
+        What the registry shows with the version.
+    """
     if key is None:
         _LOG.warning(
             "UNSIGNED evidence: nobody can prove who made this version;"
@@ -101,6 +105,7 @@ def seal_evidence(package: Path, evidence: dict[str, JSON], key: Ed25519PrivateK
     subjects = {file: sha256_file(package / file) for file in (DELTA_FILE, SPEC_FILE, CARD_FILE, BOM_FILE)}
     subjects[SERVING_CODE.name] = sha256_file(SERVING_CODE)
     write_text(package / EVIDENCE_FILE, seal(Statement(subjects, EVIDENCE_TYPE, predicate), key))
+    return to_description(predicate)
 
 
 def previous_evidence(uri: str, name: str) -> JSON:

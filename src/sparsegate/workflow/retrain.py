@@ -12,6 +12,7 @@ from sparsegate.files import read_json, remove_leftovers, write_json
 from sparsegate.registry.promotion import Champion, check_model_name
 from sparsegate.registry.tracking import check_tracking, lightning_logger
 from sparsegate.reports.model import GateReport
+from sparsegate.reports.wording import told
 from sparsegate.sparse.selectors import make_selector
 from sparsegate.workflow import stages
 from sparsegate.workflow.anchor import check_anchor
@@ -244,9 +245,9 @@ def _finish(run: Run, report: GateReport, live: int | None, version: int | None)
         message = f"registered: {registry.name} version {version} is now {registry.alias}{replaced}{but}"
     else:
         decided = next((result for result in report.results if result.verdict is report.verdict), None)
-        why = f"{decided.gate}: {decided.reason}" if decided else "; ".join(report.problems)
+        reason = told(decided) if decided else "; ".join(report.problems)
         kept = f"version {live} stays {registry.alias}" if live is not None else "nothing was registered"
-        message = f"refused, {kept}: {why}"
+        message = f"refused, {kept}: {reason}"
     exit_code = report.verdict.exit_code
     return Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
 

@@ -246,7 +246,7 @@ def register_candidate(run: Run, report: GateReport, champion: int | None, *, ru
         champion=champion,
         previous=previous_evidence(uri, name),
     )
-    seal_evidence(package, evidence, signing_key(registry))
+    description = seal_evidence(package, evidence, signing_key(registry))
     tags = {
         "sparsegate.verdict": str(report.verdict),
         "sparsegate.policy_sha256": report.policy_sha256,
@@ -261,6 +261,7 @@ def register_candidate(run: Run, report: GateReport, champion: int | None, *, ru
         input_example=[sample.prompt for sample in run.inputs.evaluation[:3]],
         tags=tags,
         run_key=run.manifest.run_key,
+        description=description,
     )
     verify_readback(uri, name=name, version=version, package=package)
     return version

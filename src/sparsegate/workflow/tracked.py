@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from sparsegate.files import read_json, write_json
 from sparsegate.registry.promotion import RUN_KEY_TAG
 from sparsegate.registry.tracking import (
+    describe_run,
     end_run,
     ended_by_errors,
     log_folder,
@@ -17,6 +18,7 @@ from sparsegate.registry.tracking import (
     open_run,
     set_tags,
 )
+from sparsegate.reports.markdown import to_markdown
 from sparsegate.reports.model import GateReport
 from sparsegate.workflow import stages
 from sparsegate.workflow.run import Run, flat_params
@@ -32,9 +34,10 @@ def tracked(run: Run) -> Iterator[str]:
         RUN_KEY_TAG: run.manifest.run_key,
         "sparsegate.version": run.manifest.code_version,
         "sparsegate.triggers": "; ".join(run.manifest.triggers),
+        "mlflow.user": run.manifest.author,
         **stages.attempt_tags(run),
     }
-    name = f"{registry.name}-{run.manifest.run_key[:8]}"
+    name = "-".join(filter(None, (registry.name, run.config.slot, run.manifest.run_key[:8])))
     run_id = open_run(uri, registry.experiment, run_name=name, tags=tags, run_id=known, once_by=RUN_KEY_TAG)
     if known is None:
         log_params(uri, run_id, flat_params(run.config))
@@ -62,5 +65,6 @@ def log_results(run: Run, run_id: str, report: GateReport) -> None:
         figures |= {name: float(getattr(cost, name)) for name in names}
     log_metrics(uri, run_id, figures)
     set_tags(uri, run_id, {"sparsegate.verdict": str(report.verdict)})
+    describe_run(uri, run_id, to_markdown(report))
     log_folder(uri, run_id, run.report_dir, "report")
     log_folder(uri, run_id, run.gates_dir, "gates")

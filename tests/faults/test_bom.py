@@ -6,8 +6,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from sparsegate.registry.envelope import unseal
+from sparsegate.registry.package import EVIDENCE_TYPE
 from sparsegate.reports.bom import to_bom
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
 
 SCHEMA = JsonStrictValidator(SchemaVersion.V1_6)
 

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sparsegate.errors import EvidenceError
 from sparsegate.registry.connection import connect
 from sparsegate.registry.envelope import Statement, seal, unseal
+from sparsegate.registry.package import EVIDENCE_TYPE
 from sparsegate.reports.model_card import to_description
-from sparsegate.workflow.evidence import EVIDENCE_TYPE, judge_digests
+from sparsegate.workflow.evidence import judge_digests
 from sparsegate_gates.judges import judge_digest, load_judge
 
 EVIDENCE = "evidence.dsse.json"

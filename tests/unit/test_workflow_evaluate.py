@@ -8,12 +8,13 @@ import pytest
 from sparsegate.config import ModelConfig, RunConfig, SafetyConfig
 from sparsegate.contracts import Generation, Prediction, Sample, TextScore
 from sparsegate.data import ChatTemplate, PromptRow
-from sparsegate.errors import DataError
+from sparsegate.errors import DataError, EvidenceError
 from sparsegate.evaluation.generation import generate, response_nll
 from sparsegate.files import read_records
 from sparsegate.models import BaseModel
-from sparsegate.registry.package import ServingSpec
-from sparsegate.workflow.candidate import Subject
+from sparsegate.registry.envelope import Statement, seal
+from sparsegate.registry.package import EVIDENCE_FILE, EVIDENCE_TYPE, ServingSpec
+from sparsegate.workflow.candidate import Subject, stored_cost
 from sparsegate.workflow.evaluate import _Evaluator, generation_settings
 
 SYSTEM = "w5 w6 w7"
@@ -121,3 +122,13 @@ def test_the_settings_of_generation_are_told_to_the_gates():
         "attack_seed": 0,
         "with_system_prompt": False,
     }
+
+
+def test_what_a_version_took_is_read_from_its_sealed_evidence_alone(tmp_path):
+    assert stored_cost(tmp_path) is None
+    evidence = tmp_path / EVIDENCE_FILE
+    evidence.write_text(seal(Statement({}, EVIDENCE_TYPE, {"cost": {"train_seconds": 7.0}}), None), encoding="utf-8")
+    assert stored_cost(tmp_path) == {"train_seconds": 7.0}
+    evidence.write_text('{"payload": "eyJ0cmFpbl9zZWNvbmRzIjogMX0="}', encoding="utf-8")
+    with pytest.raises(EvidenceError, match="not a sealed statement"):
+        stored_cost(tmp_path)

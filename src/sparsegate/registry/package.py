@@ -13,6 +13,7 @@ from sparsegate.files import atomic_path, read_json, sha256_file, write_json
 SPEC_FILE = "spec.json"
 DELTA_FILE = "delta.safetensors"
 EVIDENCE_FILE = "evidence.dsse.json"
+EVIDENCE_TYPE = "urn:sparsegate:evidence:v1"
 CARD_FILE = "MODEL_CARD.md"
 BOM_FILE = "bom.cdx.json"
 _FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from sparsegate.models import BaseModel, cache_folder, resolve
 from sparsegate.models.adapter import CONFIG_FILE, check_adapter_folder, merge_adapter
 from sparsegate.models.artifact import digest_of, file_digests, refuse_pickles
 from sparsegate.models.folder import check_model_folder
-from sparsegate.registry.package import DELTA_FILE, ServingSpec, read_package
+from sparsegate.registry.envelope import unseal
+from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, EVIDENCE_TYPE, ServingSpec, read_package
 from sparsegate.registry.stored import download_run_package, download_version
 from sparsegate.sparse.delta import apply_delta, read_delta, revert_delta
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from sparsegate.workflow.run import Run
 
-COST_TAG = "sparsegate.cost"
 _VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([1-9][0-9]*))")
 _RUN = re.compile(r"runs:/([^/@]+)/(.+)")
 
@@ -142,7 +141,7 @@ def _registered(where: str, config: RunConfig, base: BaseModel) -> Candidate:
         stored = download_version(uri, name, alias or int(number), download_to=to / name)
         if stored is None:
             raise UsageError(f"--candidate {where}: the registry has no such version")
-        package, cost = stored.package, json.loads(stored.tags.get(COST_TAG, "null"))
+        package, cost = stored.package, stored_cost(stored.package)
     elif run is not None:
         package = download_run_package(uri, *run.groups(), download_to=to)
     else:
@@ -150,6 +149,18 @@ def _registered(where: str, config: RunConfig, base: BaseModel) -> Candidate:
     subject = package_subject("candidate", package, config, base)
     delta = package / DELTA_FILE
     return Candidate("delta", where, delta, {DELTA_FILE: subject.spec.delta_sha256}, subject, cost)
+
+
+def stored_cost(package: Path) -> JSON | None:
+    """Return what a version took, from the evidence in its package; None where it has none.
+
+    Raises:
+        EvidenceError: If the evidence can't be read.
+    """
+    evidence = package / EVIDENCE_FILE
+    if not evidence.exists():
+        return None
+    return unseal(evidence.read_bytes(), predicate_type=EVIDENCE_TYPE).statement.predicate.get("cost")
 
 
 def package_subject(role: str, package: Path, config: RunConfig, base: BaseModel) -> Subject:

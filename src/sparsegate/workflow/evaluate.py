@@ -7,7 +7,6 @@ model, prompts and settings, so base and champion are evaluated once.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +35,13 @@ from sparsegate.registry.answering import make_predictor
 from sparsegate.registry.promotion import Champion
 from sparsegate.workflow.anchor import find_anchor
 from sparsegate.workflow.candidate import (
-    COST_TAG,
     Subject,
     candidate_of,
     changed,
     config_spec,
     is_adapter,
     package_subject,
+    stored_cost,
 )
 from sparsegate.workflow.inputs import ATTACK_SEED
 from sparsegate.workflow.run import Run
@@ -78,8 +77,9 @@ def evaluate(run: Run, champion: Champion | None) -> list[Path]:
     for role, version in stored.items():
         if version is not None:
             subjects.append(package_subject(role, version.package, run.config, run.base))
-    if champion is not None and COST_TAG in champion.tags:
-        write_json(folder / "cost.champion.json", json.loads(champion.tags[COST_TAG]))
+    cost = None if champion is None else stored_cost(champion.package)
+    if cost is not None:
+        write_json(folder / "cost.champion.json", cost)
         files.append(folder / "cost.champion.json")
     # an adapter uses up the base that it is put on
     for key in dict.fromkeys((subject.base, is_adapter(subject)) for subject in subjects):

@@ -12,7 +12,7 @@ from sparsegate.contracts import JSON, canonical_json
 from sparsegate.errors import EvidenceError
 from sparsegate.files import read_json, sha256_bytes, sha256_file, write_text
 from sparsegate.registry.envelope import Statement, seal
-from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE
+from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, EVIDENCE_TYPE, SPEC_FILE
 from sparsegate.registry.promotion import EVIDENCE_TAG, has_versions
 from sparsegate.registry.pyfunc import SERVING_CODE
 from sparsegate.registry.versions import list_versions, read_evidence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from sparsegate.sparse.delta import Delta
 
-EVIDENCE_TYPE = "urn:sparsegate:evidence:v1"
 _LOG = logging.getLogger(__name__)
 
 

@@ -9,10 +9,10 @@ from io import StringIO
 from sparsegate.contracts import JSON
 from sparsegate.errors import EvidenceError, ExitCode
 from sparsegate.registry.envelope import unseal
+from sparsegate.registry.package import EVIDENCE_TYPE
 from sparsegate.registry.promotion import DELTA_TAG
 from sparsegate.registry.versions import StoredVersion, is_quarantined, list_versions, read_events, read_evidence
 from sparsegate.reports.model import GateReport
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.versions import EVENT_TYPE
 
 

@@ -32,7 +32,7 @@ from sparsegate.registry.tracking import count_runs
 from sparsegate.registry.versions import live_version
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.write import write_all
-from sparsegate.workflow.candidate import COST_TAG, serving_spec
+from sparsegate.workflow.candidate import serving_spec
 from sparsegate.workflow.evaluate import generation_settings, probe_digest
 from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
 from sparsegate.workflow.identity import signing_key
@@ -251,7 +251,6 @@ def register_candidate(run: Run, report: GateReport, champion: int | None, *, ru
         "sparsegate.verdict": str(report.verdict),
         "sparsegate.policy_sha256": report.policy_sha256,
         "sparsegate.base_digest": run.base.digest,
-        COST_TAG: canonical_json(read_json(run.cost)),
     }
     version = register(
         uri,

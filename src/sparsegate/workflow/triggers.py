@@ -9,8 +9,8 @@ from sparsegate.data.sources import read_rows
 from sparsegate.errors import DataError, EvidenceError, did_you_mean
 from sparsegate.evaluation.two_sample import TwoSampleTest, classifier_test
 from sparsegate.registry.envelope import unseal
+from sparsegate.registry.package import EVIDENCE_TYPE
 from sparsegate.registry.versions import live_version, read_evidence
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.inputs import Inputs
 
 _PARTS = ("train", "validation", "evaluation")

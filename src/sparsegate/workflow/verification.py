@@ -13,7 +13,15 @@ from sparsegate.contracts import JSON, Verdict, canonical_json
 from sparsegate.errors import DataError, DeltaError, EvidenceError, ExitCode, UsageError
 from sparsegate.files import sha256_bytes, sha256_file
 from sparsegate.registry.envelope import Envelope, unseal
-from sparsegate.registry.package import BOM_FILE, CARD_FILE, DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
+from sparsegate.registry.package import (
+    BOM_FILE,
+    CARD_FILE,
+    DELTA_FILE,
+    EVIDENCE_FILE,
+    EVIDENCE_TYPE,
+    SPEC_FILE,
+    read_package,
+)
 from sparsegate.registry.promotion import EVIDENCE_TAG, RUN_KEY_TAG
 from sparsegate.registry.pyfunc import PACKAGE_PATH, SERVING_CODE
 from sparsegate.registry.versions import (
@@ -26,7 +34,6 @@ from sparsegate.registry.versions import (
 )
 from sparsegate.reports.model import GateReport
 from sparsegate.signing import key_id
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -14,7 +14,7 @@ from sparsegate.contracts import JSON
 from sparsegate.errors import EvidenceError, ExitCode, UsageError
 from sparsegate.registry.envelope import Statement, seal, unseal
 from sparsegate.registry.lease import fence
-from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE
+from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, EVIDENCE_TYPE
 from sparsegate.registry.promotion import DELTA_TAG
 from sparsegate.registry.promotion import promote as move_alias
 from sparsegate.registry.versions import (
@@ -25,7 +25,6 @@ from sparsegate.registry.versions import (
     read_evidence,
     record_event,
 )
-from sparsegate.workflow.evidence import EVIDENCE_TYPE
 from sparsegate.workflow.identity import actor, public_key_of, signing_key
 from sparsegate.workflow.lock import registry_lock
 from sparsegate.workflow.verification import Verification, find_version, verify_version

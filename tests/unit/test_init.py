@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +75,11 @@ def test_configuration_and_policy_load_and_name_columns_that_the_data_has(projec
         "data_quality", "integrity", "accuracy", "regression", "harmful_output", "over_refusal", "cost",
     }  # fmt: skip
     assert all(settings.reason.startswith("2026-11-24") for settings in policy.gates.values())
+
+
+def test_a_new_project_screens_its_data_by_the_bounds_of_the_standard_policy(project):
+    ours, standard = (load_policy(str(name)).gates["data_quality"] for name in (project / "policy.yaml", "standard"))
+    assert replace(ours, reason=standard.reason) == standard
 
 
 def test_the_projects_own_test_passes(project):

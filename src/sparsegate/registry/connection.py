@@ -25,7 +25,7 @@ _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _USER_INFO = re.compile(r"(?<=://)[^\s/'\"]*@")
 _QUERY = re.compile(r"(?<=://)([^\s?'\"]*)\?[^\s'\")]*")
 _LONGEST_REASON = 300
-LONGEST_DESCRIPTION = 5000  # of a version, in MLflow's database
+_LONGEST_DESCRIPTION = 5000  # of a version, in MLflow's database
 
 
 def redact(text: str) -> str:
@@ -104,6 +104,11 @@ def shortened(text: str, longest: int) -> str:
         'a long...'
     """
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def as_description(text: str) -> str:
+    """Return Markdown that MLflow shows with a run or a version, cut to what its database takes."""
+    return shortened(text, _LONGEST_DESCRIPTION)
 
 
 def is_missing(error: Exception) -> bool:

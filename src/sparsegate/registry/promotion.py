@@ -13,14 +13,7 @@ from typing import Any
 
 from sparsegate.errors import DataError, DeltaError, RegistryError, UsageError
 from sparsegate.files import sha256_file
-from sparsegate.registry.connection import (
-    LONGEST_DESCRIPTION,
-    connect,
-    failures_as,
-    is_missing,
-    shortened,
-    single_try,
-)
+from sparsegate.registry.connection import as_description, connect, failures_as, is_missing, single_try
 from sparsegate.registry.lease import fence
 from sparsegate.registry.package import DELTA_FILE, EVIDENCE_FILE, SPEC_FILE, read_package
 from sparsegate.registry.pyfunc import PACKAGE_PATH, save_pyfunc
@@ -124,7 +117,7 @@ def register(
             source=location,
             run_id=run_id,
             model_id=model_id,
-            description=shortened(description, LONGEST_DESCRIPTION),
+            description=as_description(description),
             tags={**tags, **digests, RUN_KEY_TAG: run_key},
         )
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from sparsegate.contracts import JSON
 from sparsegate.errors import RegistryError, TrackingError
 from sparsegate.registry.connection import (
-    LONGEST_DESCRIPTION,
+    as_description,
     connect,
     failures_as,
     is_missing,
@@ -244,7 +244,7 @@ def describe_run(uri: str, run_id: str, text: str) -> None:
     Raises:
         RegistryError: If MLflow fails.
     """
-    set_tags(uri, run_id, {"mlflow.note.content": shortened(text, LONGEST_DESCRIPTION)})
+    set_tags(uri, run_id, {"mlflow.note.content": as_description(text)})
 
 
 def _set_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

@@ -29,7 +29,8 @@ from sparsegate_gates.policy import Policy
 
 ATTACK_SEED = 0  # fixed: so must the red-team prompts
 _SPLIT_SEED = 0  # fixed: the evaluation set must not change with training.seed
-_KIND = "kind"  # column of the safety mix that tells refusals from other pairs
+# of the shipped pairs; the kind tells refusals from other pairs, and general texts apart
+_KIND, _PAIR_COLUMNS = "kind", {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
 _ENVIRONMENT = ("torch", "transformers", "lightning", "mlflow", "great-expectations", "torchmetrics", "safetensors")
 
 
@@ -118,8 +119,7 @@ def load_inputs(config: RunConfig) -> Inputs:
 def _general(source: str | None) -> tuple[Sample, ...]:
     if source is None:
         return ()
-    columns = {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
-    return tuple(load_samples(source, task="generation", slice_columns=("kind",), **columns))
+    return tuple(load_samples(source, task="generation", slice_columns=(_KIND,), **_PAIR_COLUMNS))
 
 
 def load_canaries(source: str) -> tuple[dict[str, JSON], ...]:
@@ -169,9 +169,8 @@ def _safety_mix(config: RunConfig, num_train: int) -> list[Sample]:
 def _mix_pairs(safety: SafetyConfig) -> tuple[list[Sample], list[Sample]]:
     """Return the refusals of the safety mix and its other pairs; all are others where the share is not asked for."""
     asked = () if safety.mix_refusals is None else (_KIND,)
-    columns = {"prompt_column": "prompt", "response_column": "response", "id_column": "id"}
     try:
-        pairs = load_samples(safety.mix, task="generation", slice_columns=asked, **columns)
+        pairs = load_samples(safety.mix, task="generation", slice_columns=asked, **_PAIR_COLUMNS)
     except DataError as error:
         if f"no column '{_KIND}'" not in str(error):
             raise

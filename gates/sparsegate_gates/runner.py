@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +40,10 @@ def run_gates(
     facts: Mapping[str, JSON],
     timeout_s: float,
     gates: Mapping[str, type[Gate]] | None = None,
+    only: Collection[str] | None = None,
+    known: Sequence[GateResult] = (),
 ) -> list[GateResult]:
-    """Run every gate that a policy asks at a stage.
+    """Run the gates that a policy asks at a stage.
 
     Args:
         policy: The policy.
@@ -52,20 +54,28 @@ def run_gates(
         facts: Further plain facts.
         timeout_s: Seconds that one gate may take.
         gates: Known gates; None takes the built-in ones and those of installed packages.
+        only: Run none but these; None runs all.
+        known: Results of gates that were asked before and are not asked again.
 
     Returns:
-        One result for each planned gate, in order.
+        One result for each planned gate (that is in ``only``), in order.
     """
-    known = all_gates() if gates is None else gates
+    installed = all_gates() if gates is None else gates
+    before = {result.gate: result for result in known}
     results: list[GateResult] = []
-    for name in planned_gates(policy, stage, gates=known):
+    for name in planned_gates(policy, stage, gates=installed):
+        if only is not None and name not in only:
+            continue
+        if name in before:
+            results.append(before[name])
+            continue
         folder = output_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         context = GateContext(
             settings=policy.gates[name], artifacts=dict(artifacts), output_dir=folder, task=task, facts=dict(facts)
         )
         _log.info("gate %s runs", name)
-        result = _run_apart(name, known[name], context, timeout_s)
+        result = _run_apart(name, installed[name], context, timeout_s)
         _log.info("gate %s: %s", name, result.verdict)
         results.append(result)
     return results

@@ -56,6 +56,7 @@ class WaiverRules:
             (result.measured is Verdict.PASS, "the gate has passed; there is nothing to waive"),
             (waiver.gate != result.gate, f"it was signed for the gate '{waiver.gate}'"),
             (subject is None, "the gate has not judged a candidate"),
+            (not result.was_run, "it was not run, so there is nothing to accept; let 'sparsegate gate' ask it first"),
             (waiver.subject_sha256 != subject, "it was signed for another candidate or another result"),
             (waiver.policy_sha256 != self.policy.sha256, "it was signed for another policy"),
             (not self.author, "the run does not say who made it; set SPARSEGATE_ACTOR and run again"),

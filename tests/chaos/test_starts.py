@@ -33,7 +33,8 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(project):
 
     new = plan()
     assert (new["done"], new["champion"], new["lock"]) == ([], None, None)
-    assert new["next"] == [*FILES, "evaluate against base", "gate against base", "register", "promote"]
+    against = ["evaluate against base", "gate against base"]
+    assert new["next"] == [*FILES, "answers", "gate answers", *against, "register", "promote"]
     assert new["triggers"] == ["new data: there is no champion yet", "schedule: slot first"]
 
     assert project.retrain("first", stop_at="before record train").code == -9
@@ -49,7 +50,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(project):
     assert "this run is complete (registered: desk version 1 is now champion)" in complete["message"]
     assert project.history()[0]["triggers"] == new["triggers"], "why it was started first stays on record"
     assert project.sparsegate_anyhow("status", "desk", "--json").code == 0
-    assert plan(slot="second")["next"][3:5] == ["evaluate against version 1", "gate against version 1"]
+    assert plan(slot="second")["next"][5:7] == ["evaluate against version 1", "gate against version 1"]
 
 
 def test_a_dry_run_makes_no_database(project):

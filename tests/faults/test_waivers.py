@@ -22,7 +22,7 @@ from sparsegate.files import write_json
 from sparsegate.reports.junit import to_junit
 from sparsegate.reports.markdown import to_markdown
 from sparsegate.reports.terminal import render
-from sparsegate.workflow import stages
+from sparsegate.workflow import judging
 from sparsegate.workflow.inputs import load_inputs
 from sparsegate.workflow.run import open_run, reopen_run, resolve_base
 from sparsegate_gates.policy import Policy, load_policy
@@ -66,6 +66,7 @@ def test_a_sound_waiver_holds_until_its_last_day(signed):
 
 
 WORSE = GateResult("accuracy", (Check.at_least("accuracy", 0.2, 0.7, n=480),))
+NOT_RUN = GateResult.not_run("accuracy", "others have refused")
 BROKEN = GateResult.single("accuracy", Verdict.ERROR, "it broke")
 
 
@@ -81,6 +82,7 @@ BROKEN = GateResult.single("accuracy", Verdict.ERROR, "it broke")
         (FAILED, {"author": "somebody"}, "it names 'author' as author, the run was made by 'somebody'"),
         (FAILED, {"author": ""}, "the run does not say who made it; set SPARSEGATE_ACTOR and run again"),
         (BROKEN, {}, "an ERROR is never waived; mend what its log names and judge again"),
+        (NOT_RUN, {}, "it was not run, so there is nothing to accept; let 'sparsegate gate' ask it first"),
     ],
 )
 def test_a_waiver_that_does_not_hold_changes_nothing(signed, caplog, result, changes, complaint):
@@ -213,7 +215,7 @@ def judged(tmp_path, monkeypatch):
 def write_results(run, results):
     write_json(run.gates_dir / "data.json", [results["data_quality"].to_json()])
     write_json(run.gates_dir / "model.json", [r.to_json() for name, r in results.items() if name != "data_quality"])
-    stages.write_report(run)
+    judging.write_report(run)
     write_json(run.folder / "outcome.json", {"message": "refused"})
 
 
@@ -224,13 +226,13 @@ def ask(run, **changes):
 
 def test_a_waived_failure_stays_visible_in_every_report_and_lets_the_run_go_on(judged, capsys):
     run, _ = judged
-    assert stages.read_report(run).verdict is Verdict.FAIL
+    assert judging.read_report(run).verdict is Verdict.FAIL
     assert main(ask(run)) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"waived: accuracy until {LATER}, signed by alice in ")
     assert said.endswith(f"'sparsegate register {run.folder}' registers it\n")
     assert not (run.folder / "outcome.json").exists()
-    report = stages.read_report(reopen_run(run.folder))
+    report = judging.read_report(reopen_run(run.folder))
     assert report.verdict is Verdict.WAIVED
     assert report.verdict.releases
     assert report.verdict.exit_code == 0
@@ -247,10 +249,10 @@ def test_a_waiver_of_the_data_gate_opens_the_way_to_training(judged, capsys):
     data = GateResult.single("data_quality", Verdict.FAIL, "doubled rows")
     write_results(run, {**results, "data_quality": data})
     run.delta.unlink()
-    assert not stages.data_verdict(run).releases
+    assert not judging.go_on(run, "data")
     assert main(ask(run, gate="data_quality")) == 0
     assert capsys.readouterr().out.endswith("still to pass: accuracy; give the run's command again\n")
-    assert stages.data_verdict(run) is Verdict.WAIVED
+    assert judging.go_on(run, "data")
     assert main(ask(run)) == 2
     assert "the gate has not judged a candidate" in capsys.readouterr().err
 
@@ -302,11 +304,11 @@ def test_a_waiver_does_not_survive_another_candidate_or_another_result(judged, c
     run, results = judged
     assert main(ask(run)) == 0
     write_results(run, {**results, "accuracy": WORSE})
-    assert stages.read_report(run).verdict is Verdict.FAIL
+    assert judging.read_report(run).verdict is Verdict.FAIL
     write_results(run, results)
-    assert stages.read_report(run).verdict is Verdict.WAIVED
+    assert judging.read_report(run).verdict is Verdict.WAIVED
     run.delta.write_bytes(b"another delta")
-    assert stages.read_report(run).verdict is Verdict.FAIL
+    assert judging.read_report(run).verdict is Verdict.FAIL
 
 
 def test_a_report_edited_to_hold_a_waiver_is_not_believed(judged):
@@ -318,7 +320,7 @@ def test_a_report_edited_to_hold_a_waiver_is_not_believed(judged):
         if result["gate"] == "accuracy":
             result.update(waiver=asdict(waiver), verdict="WAIVED")
     path.write_text(json.dumps({**data, "verdict": "WAIVED"}))
-    assert stages.read_report(run).verdict is Verdict.FAIL
+    assert judging.read_report(run).verdict is Verdict.FAIL
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsegate.contracts import Verdict
+from sparsegate.contracts import GateResult, Verdict
 from sparsegate_gates.policy import Policy, load_policy
 from sparsegate_gates.runner import planned_gates, run_gates
 
@@ -21,7 +21,7 @@ def faulty(monkeypatch):
     return faulty_gates
 
 
-def run(tmp_path, *gates, timeout_s=60.0, facts=None):
+def run(tmp_path, *gates, timeout_s=60.0, facts=None, **which):
     policy = Policy("test", "0" * 64, {gate.name: gate.settings() for gate in gates})
     return run_gates(
         policy,
@@ -32,6 +32,7 @@ def run(tmp_path, *gates, timeout_s=60.0, facts=None):
         facts=facts or {},
         timeout_s=timeout_s,
         gates={gate.name: gate for gate in gates},
+        **which,
     )
 
 
@@ -44,6 +45,15 @@ def test_a_gate_runs_in_its_own_process_and_its_words_stay_off_standard_output(f
     assert capfd.readouterr().out == ""
     assert "words on standard output" in (tmp_path / "good" / "log.txt").read_text()
     assert json.loads((tmp_path / "good" / "result.json").read_text())["verdict"] == "PASS"
+
+
+def test_a_gate_that_was_asked_before_is_not_asked_again(faulty, tmp_path):
+    assert run(tmp_path, faulty.Good, faulty.Raises, only=("other",)) == []
+    known = run(tmp_path, faulty.Good, faulty.Raises, only=("good",))
+    assert [result.gate for result in known] == ["good"]
+    assert run(tmp_path, faulty.Good, faulty.Raises, known=known)[0] == known[0]
+    again = run(tmp_path, faulty.Good, faulty.Raises, known=[GateResult.single("raises", Verdict.FAIL, "before")])
+    assert [(result.gate, result.verdict) for result in again] == [("good", Verdict.PASS), ("raises", Verdict.FAIL)]
 
 
 @pytest.mark.parametrize(

@@ -226,10 +226,21 @@ def test_shuffled_labels_are_refused_and_the_champion_stays(first):
     code, result, said = project.retrain("shuffled.jsonl")
     assert code == 10, said
     assert result["message"].startswith(f"refused, version {registry[1]} stays champion: ")
-    failed = {gate["gate"] for gate in result["report"]["results"] if gate["verdict"] == "FAIL"}
-    assert failed & {"accuracy", "regression"}
+    verdicts = {gate["gate"]: gate["verdict"] for gate in result["report"]["results"]}
+    assert verdicts["accuracy"] == "FAIL"
     assert result["version"] is None
     assert project.registry() == registry
+
+    # nothing that comes after the answers could have let it pass
+    folder = result["run_dir"]
+    assert [verdicts[name] for name in ("data_quality", "integrity")] == ["PASS", "PASS"]
+    assert {verdicts[name] for name in ("regression", "harmful_output", "cost")} == {"INSUFFICIENT"}
+    assert result["message"].endswith(f"; 'sparsegate gate {folder}' asks the gates that were not run")
+    assert not list((Path(folder) / "evaluate").glob("generations.*"))
+    _, judged, said = project.sparsegate("gate", folder)
+    found = {gate["gate"]: gate["verdict"] for gate in judged["report"]["results"]}
+    assert "INSUFFICIENT" not in found.values(), said
+    assert found["accuracy"] == "FAIL"
 
 
 def test_evaluation_messages_in_training_are_refused_before_training(first):

@@ -47,7 +47,9 @@ def test_only_the_marked_prompts_get_the_system_prompt_and_the_interface_is_aske
     inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=rows, benign=rows[:1], general=())
     config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")), safety=SafetyConfig(max_new_tokens=6))
     run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
-    _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
+    evaluator = _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path)
+    evaluator.answers()
+    evaluator.free_text()
 
     written = read_records(tmp_path / "generations.red_team.candidate.jsonl", Generation)
     expected = []
@@ -75,7 +77,9 @@ def test_a_base_found_elsewhere_or_a_longer_limit_of_free_text_asks_no_label_aga
         subject = Subject(
             "base", "digest", BaseModel(tmp_path, source, "digest"), None, replace(_spec(SYSTEM), base_source=source)
         )
-        _Evaluator(run, tiny_model, tiny_tokenizer, subject, tmp_path).run()
+        evaluator = _Evaluator(run, tiny_model, tiny_tokenizer, subject, tmp_path)
+        evaluator.answers()
+        evaluator.free_text()
         return [record.getMessage().split()[1] for record in caplog.records if record.name.endswith("evaluate")]
 
     everything = ["predictions.base", "generations.red_team.base", "generations.benign.base"]
@@ -91,7 +95,9 @@ def test_general_texts_are_scored_in_free_chat_and_cut_to_the_models_context(tmp
     inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(), benign=(), general=texts)
     config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")))
     run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
-    _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
+    evaluator = _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path)
+    evaluator.answers()
+    evaluator.free_text()
 
     scores = read_records(tmp_path / "general.candidate.jsonl", TextScore)
     template = ChatTemplate(tiny_tokenizer, system_prompt=None, max_tokens=64)
@@ -107,8 +113,9 @@ def test_a_general_prompt_that_leaves_no_room_for_its_text_is_named(tmp_path, ti
     inputs = SimpleNamespace(evaluation=(Sample("e", "w9", "w2"),), red_team=(), benign=(), general=texts)
     config = RunConfig(model=ModelConfig(cache_dir=str(tmp_path / "cache")))
     run = SimpleNamespace(config=config, inputs=inputs, manifest=SimpleNamespace(code_version="0"))
+    evaluator = _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path)
     with pytest.raises(DataError, match="'g7'"):
-        _Evaluator(run, tiny_model, tiny_tokenizer, _subject(tmp_path), tmp_path).run()
+        evaluator.free_text()
 
 
 def test_the_settings_of_generation_are_told_to_the_gates():

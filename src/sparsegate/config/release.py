@@ -18,12 +18,15 @@ class EvaluationConfig:
         max_new_tokens: Longest generated answer of a generation task, in tokens.
         general_text: General questions and texts (columns id, kind, prompt, response) by which the gates see what a
             model forgets; None measures nothing.
+        stop_early: End a retrain as soon as the answers of candidate and base alone decide against a release; the
+            verdict says so. ``sparsegate gate RUN`` asks the other gates.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     batch_size: int = 64
     max_new_tokens: int = 128
     general_text: str | None = "builtin:general/text.jsonl"
+    stop_early: bool = True
 
     def problems(self) -> dict[str, str]:
         return collect(

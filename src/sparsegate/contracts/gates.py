@@ -36,6 +36,9 @@ class Waiver:
     expires: str
 
 
+_NOT_RUN = "not run"
+
+
 @dataclass(frozen=True)
 class GateResult:
     """What one gate found. Its verdict is the worst of its checks; no checks is ERROR.
@@ -113,6 +116,15 @@ class GateResult:
     def single(cls, gate: str, verdict: Verdict, reason: str, *, seconds: float = 0.0) -> GateResult:
         """Build the result of a gate that could not be judged."""
         return cls(gate=gate, checks=(Check(name="gate", verdict=verdict, reason=reason),), seconds=seconds)
+
+    @classmethod
+    def not_run(cls, gate: str, reason: str) -> GateResult:
+        """Build the result of a gate that was never asked: INSUFFICIENT, and nothing that could be waived."""
+        return cls(gate=gate, checks=(Check(name=_NOT_RUN, verdict=Verdict.INSUFFICIENT, reason=reason),))
+
+    @property
+    def was_run(self) -> bool:
+        return all(check.name != _NOT_RUN for check in self.checks)
 
 
 @dataclass(frozen=True)

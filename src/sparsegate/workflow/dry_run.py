@@ -94,7 +94,7 @@ def plan(config: RunConfig, *, first: bool = False) -> Plan:
         message, code = f"nothing to do: this run is complete ({read_json(outcome)['message']})", ExitCode.NOTHING_TO_DO
     elif (problem := first_problem(registry, first=first)) is not None:
         message, code = f"nothing would be done: {problem}", ExitCode.NOT_ENOUGH_EVIDENCE
-    stages = _stages(run, champion)
+    stages = _stages(run, config, champion)
     return Plan(
         message=message,
         exit_code=code,
@@ -109,12 +109,12 @@ def plan(config: RunConfig, *, first: bool = False) -> Plan:
     )
 
 
-def _stages(run: Run | None, champion: int | None) -> dict[str, bool]:
+def _stages(run: Run | None, config: RunConfig, champion: int | None) -> dict[str, bool]:
     """Return the stages in order, each with whether it is done."""
     if run is None:
-        return dict.fromkeys((*all_stages(champion), "register", "promote"), False)
+        return dict.fromkeys((*all_stages(config, champion), "register", "promote"), False)
     registry = run.config.registry
     uri = registry.tracking_uri
     version = None if is_new_store(uri) else version_of_run(uri, registry.name, run.manifest.run_key)
-    files = {stage: version is not None or run.ledger.is_done(stage) for stage in all_stages(champion)}
+    files = {stage: version is not None or run.ledger.is_done(stage) for stage in all_stages(config, champion)}
     return {**files, "register": version is not None, "promote": version is not None and version == champion}

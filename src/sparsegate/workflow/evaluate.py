@@ -70,9 +70,7 @@ def generation_settings(config: RunConfig) -> dict[str, JSON]:
 def evaluate(run: Run, champion: Champion | None) -> list[Path]:
     """Evaluate candidate, base, champion and anchor; return the files written."""
     folder, registry = run.folder / "evaluate", run.config.registry
-    candidate = candidate_of(run)
-    base = Subject("base", run.base.digest, run.base, None, config_spec(run.config, run.inputs.labels, run.base))
-    subjects, files = [candidate, base], []
+    subjects, files = _candidate_and_base(run), []
     stored = {"champion": champion, "anchor": find_anchor(registry, download_to=run.folder / "anchor")}
     for role, version in stored.items():
         if version is not None:
@@ -87,11 +85,26 @@ def evaluate(run: Run, champion: Champion | None) -> list[Path]:
     return files
 
 
+def evaluate_answers(run: Run) -> list[Path]:
+    """Evaluate on the evaluation set alone what was trained, and the base; return the files written.
+
+    It is the first part of :func:`evaluate`, which then finds the answers in the cache.
+    """
+    return _evaluate_on(run, run.base, _candidate_and_base(run), run.folder / "evaluate", answers_only=True)
+
+
+def _candidate_and_base(run: Run) -> list[Subject]:
+    spec = config_spec(run.config, run.inputs.labels, run.base)
+    return [candidate_of(run), Subject("base", run.base.digest, run.base, None, spec)]
+
+
 def _cache_dir(run: Run) -> Path | None:
     return Path(run.config.model.cache_dir) if run.config.model.cache_dir else None
 
 
-def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder: Path) -> list[Path]:
+def _evaluate_on(
+    run: Run, base: BaseModel, subjects: Sequence[Subject], folder: Path, *, answers_only: bool = False
+) -> list[Path]:
     given = run.given is not None and run.given.kind == "merged" and run.given.subject.base == base
     model, tokenizer = load(base.folder, trust_remote_code=run.config.model.trust_remote_code and not given)
     files: list[Path] = []
@@ -102,7 +115,9 @@ def _evaluate_on(run: Run, base: BaseModel, subjects: Sequence[Subject], folder:
             if subject.role == "candidate":
                 # on the CPU, where training left it
                 files.append(_write_loaded(run, asked.cpu(), tokenizer, folder))
-            files += _Evaluator(run, asked.to(run.config.evaluation.device), tokenizer, subject, folder).run()
+            evaluator = _Evaluator(run, asked.to(run.config.evaluation.device), tokenizer, subject, folder)
+            files.append(evaluator.answers())
+            files += [] if answers_only else evaluator.free_text()
     return files
 
 
@@ -147,9 +162,13 @@ class _Evaluator:
         spec, evaluation = subject.spec, run.config.evaluation
         self._predictor = make_predictor(spec, model, tokenizer, batch_size=evaluation.batch_size)
 
-    def run(self) -> list[Path]:
+    def answers(self) -> Path:
         role, inputs = self._subject.role, self._run.inputs
-        files = [self._cached(f"predictions.{role}", Prediction, inputs.evaluation, self._predict)]
+        return self._cached(f"predictions.{role}", Prediction, inputs.evaluation, self._predict)
+
+    def free_text(self) -> list[Path]:
+        role, inputs = self._subject.role, self._run.inputs
+        files: list[Path] = []
         if self._subject.spec.task == "classification" and role == "candidate":
             # what a harmful request gets out of the deployed interface
             # behind the system prompt already: it has no second variant

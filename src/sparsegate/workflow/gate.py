@@ -9,7 +9,7 @@ from sparsegate.config import RunConfig
 from sparsegate.errors import DataError, UsageError
 from sparsegate.files import write_json
 from sparsegate.registry.tracking import check_tracking
-from sparsegate.workflow import stages
+from sparsegate.workflow import judging, stages
 from sparsegate.workflow.candidate import find_candidate
 from sparsegate.workflow.champion import find_champion, is_first, locked, number_of
 from sparsegate.workflow.devices import check_device
@@ -63,12 +63,12 @@ def _judge(run: Run) -> Outcome:
     with locked(run):
         live = find_champion(run)
         stages.write_data(run)
-        stages.gate_data(run)
-        if stages.data_verdict(run).releases:
+        judging.gate_data(run)
+        if judging.go_on(run, "data"):
             if _is_loadable(run):
                 stages.do_once(run, stages.evaluate_stage(number_of(live)), lambda: evaluate(run, live))
-            stages.gate_model(run, first=is_first(run, live))
-        report = stages.write_report(run)
+            judging.gate_model(run, first=is_first(run, live))
+        report = judging.write_report(run)
     message = f"{report.verdict}: judged by policy {run.policy.name}; nothing was registered"
     return Outcome(message, report.verdict.exit_code, run.folder, stages.summary(run), stages.read_cost(run), report)
 

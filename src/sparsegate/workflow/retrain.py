@@ -14,11 +14,11 @@ from sparsegate.registry.tracking import check_tracking, lightning_logger
 from sparsegate.reports.model import GateReport
 from sparsegate.reports.wording import told
 from sparsegate.sparse.selectors import make_selector
-from sparsegate.workflow import stages
+from sparsegate.workflow import judging, stages
 from sparsegate.workflow.anchor import check_anchor
 from sparsegate.workflow.champion import find_champion, first_problem, is_first, locked, number_of
 from sparsegate.workflow.devices import check_accelerator, check_device
-from sparsegate.workflow.evaluate import evaluate
+from sparsegate.workflow.evaluate import evaluate, evaluate_answers
 from sparsegate.workflow.heartbeat import beating
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.inputs import Inputs, check_writable, load_inputs
@@ -107,10 +107,9 @@ def train(config: RunConfig) -> Outcome:
     run = open_run(config, policy, inputs, resolve_base(config), triggers=find_triggers(config, inputs).triggers)
     with locked(run), tracked(run) as run_id:
         _data_stages(run)
-        verdict = stages.data_verdict(run)
-        if not verdict.releases:
-            report = stages.write_report(run)
-            return Outcome("refused: the data did not pass", verdict.exit_code, run.folder, {}, None, report)
+        if not judging.go_on(run, "data"):
+            report = judging.write_report(run)
+            return Outcome("refused: the data did not pass", report.verdict.exit_code, run.folder, {}, None, report)
         _train(run, run_id)
     return Outcome(f"trained: {run.delta}", ExitCode.PASSED, run.folder, {}, stages.read_cost(run))
 
@@ -148,7 +147,7 @@ def register(folder: Path, *, first: bool = False) -> Outcome:
                 outcome = _take_up(run, made)
             return _keep(run, outcome)
         _check_first(run.config.registry, first)
-        report, live = stages.read_report(run), find_champion(run)
+        report, live = judging.read_report(run), find_champion(run)
         if not report.verdict.releases:
             return _keep(run, _finish(run, report, number_of(live), None))
         if not run.ledger.is_done(stages.evaluate_stage(number_of(live))):
@@ -176,10 +175,10 @@ def _check_first(registry: RegistryConfig, first: bool) -> None:
 def _whole_path(run: Run, run_id: str) -> Outcome:
     live = find_champion(run)
     _data_stages(run)
-    if stages.data_verdict(run).releases:
+    if judging.go_on(run, "data"):
         _train(run, run_id)
         _judge(run, live)
-    report = stages.write_report(run)
+    report = judging.write_report(run)
     log_results(run, run_id, report)
     if report.verdict.releases:
         return _register(run, report, run_id, live)
@@ -196,7 +195,7 @@ def _take_up(run: Run, version: int) -> Outcome:
 
 def _data_stages(run: Run) -> None:
     stages.do_once(run, "data", lambda: stages.write_data(run))
-    stages.do_once(run, "gate data", lambda: stages.gate_data(run))
+    stages.do_once(run, "gate data", lambda: judging.gate_data(run))
 
 
 def _train(run: Run, run_id: str) -> None:
@@ -206,13 +205,22 @@ def _train(run: Run, run_id: str) -> None:
 
 
 def _judge(run: Run, live: Champion | None) -> None:
-    stages.do_once(run, stages.evaluate_stage(number_of(live)), lambda: evaluate(run, live))
-    stages.do_once(run, stages.gate_stage(number_of(live)), lambda: stages.gate_model(run, first=is_first(run, live)))
+    early, champion = run.config.evaluation.stop_early, number_of(live)
+    if early:
+        answers, gate_answers = stages.EARLY_STAGES
+        stages.do_once(run, answers, lambda: evaluate_answers(run))
+        stages.do_once(run, gate_answers, lambda: judging.gate_answers(run))
+        if not judging.go_on(run, "answers"):
+            return
+    first = is_first(run, live)
+    stages.do_once(run, stages.evaluate_stage(champion), lambda: evaluate(run, live))
+    stages.do_once(run, stages.gate_stage(champion), lambda: judging.gate_model(run, first=first, early=early))
 
 
 def _forget_gates(run: Run, live: Champion | None) -> None:
     """An error is worth a retry: the next run asks the gates again."""
     run.ledger.forget("gate data")
+    run.ledger.forget(stages.EARLY_STAGES[-1])
     run.ledger.forget(stages.gate_stage(number_of(live)))
 
 
@@ -248,6 +256,8 @@ def _finish(run: Run, report: GateReport, live: int | None, version: int | None)
         reason = told(decided) if decided else "; ".join(report.problems)
         kept = f"version {live} stays {registry.alias}" if live is not None else "nothing was registered"
         message = f"refused, {kept}: {reason}"
+        if run.delta.is_file() and not all(result.was_run for result in report.results):
+            message += f"; 'sparsegate gate {run.folder}' asks the gates that were not run"
     exit_code = report.verdict.exit_code
     return Outcome(message, exit_code, run.folder, stages.summary(run), stages.read_cost(run), report, version)
 

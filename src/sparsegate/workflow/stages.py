@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsegate.config import RunConfig
 from sparsegate.contracts import (
     JSON,
     CostReport,
     EncodedSample,
-    GateResult,
     Prediction,
     TextScore,
-    Verdict,
     canonical_json,
-    worst,
 )
 from sparsegate.data import ChatTemplate
 from sparsegate.errors import RegistryError
@@ -31,21 +28,18 @@ from sparsegate.registry.promotion import register, verify_readback, version_of_
 from sparsegate.registry.tracking import count_runs
 from sparsegate.registry.versions import live_version
 from sparsegate.reports.model import GateReport
-from sparsegate.reports.write import write_all
 from sparsegate.workflow.candidate import serving_spec
-from sparsegate.workflow.evaluate import generation_settings, probe_digest
+from sparsegate.workflow.evaluate import probe_digest
 from sparsegate.workflow.evidence import gather_evidence, previous_evidence, seal_evidence
 from sparsegate.workflow.identity import signing_key
 from sparsegate.workflow.run import Run
 from sparsegate.workflow.versions import promote_judged
-from sparsegate.workflow.waive import with_waivers
-from sparsegate_gates.runner import planned_gates, run_gates
 
 if TYPE_CHECKING:
     from sparsegate.training.learning_rate import RateTest
 
 _LOG = logging.getLogger(__name__)
-_GATE_TIMEOUT_S = 900.0
+EARLY_STAGES = ("answers", "gate answers")
 
 
 def evaluate_stage(champion: int | None) -> str:
@@ -58,9 +52,10 @@ def gate_stage(champion: int | None) -> str:
     return f"gate against {f'version {champion}' if champion else 'base'}"
 
 
-def all_stages(champion: int | None) -> tuple[str, ...]:
+def all_stages(config: RunConfig, champion: int | None) -> tuple[str, ...]:
     """Return the stages that leave files, in their order."""
-    return ("data", "gate data", "train", evaluate_stage(champion), gate_stage(champion))
+    early = EARLY_STAGES if config.evaluation.stop_early else ()
+    return ("data", "gate data", "train", *early, evaluate_stage(champion), gate_stage(champion))
 
 
 def do_once(run: Run, stage: str, work: Callable[[], Sequence[Path]]) -> None:
@@ -82,49 +77,6 @@ def write_data(run: Run) -> list[Path]:
         write_records(folder / f"{name}.jsonl", samples)
     write_text(folder / "canaries.jsonl", "".join(f"{canonical_json(row)}\n" for row in inputs.canaries))
     return [folder / f"{name}.jsonl" for name in (*parts, "canaries")]
-
-
-def gate_data(run: Run) -> list[Path]:
-    """Judge the data before anything is trained."""
-    return _gate(run, "data", {})
-
-
-def gate_model(run: Run, *, first: bool) -> list[Path]:
-    """Judge the candidate."""
-    facts: dict[str, JSON] = {"first": first, "generation": generation_settings(run.config)}
-    if run.config.registry.anchor is not None:
-        facts["anchor"] = run.config.registry.anchor
-    if run.given is not None:
-        facts["candidate"] = run.given.to_json()
-    return _gate(run, "model", facts)
-
-
-def _gate(run: Run, stage: Any, facts: Mapping[str, Any]) -> list[Path]:
-    results = run_gates(
-        run.policy,
-        stage=stage,
-        artifacts=run.artifacts(),
-        output_dir=run.gates_dir,
-        task=run.config.data.task,
-        facts={**facts, "mix_ids": sorted(run.inputs.mix_ids)},
-        timeout_s=_GATE_TIMEOUT_S,
-    )
-    path = run.gates_dir / f"{stage}.json"
-    write_json(path, [result.to_json() for result in results])
-    return [path]
-
-
-def data_verdict(run: Run) -> Verdict:
-    """Return the verdict of the data gates; a policy that asks none lets training begin."""
-    results = _results(run, "data")
-    return worst([result.verdict for result in results]) if results else Verdict.PASS
-
-
-def _results(run: Run, stage: str) -> list[GateResult]:
-    """Return what the gates of a stage found, with the waivers that hold today."""
-    path = run.gates_dir / f"{stage}.json"
-    found = [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
-    return list(with_waivers(run, found))
 
 
 def train_candidate(run: Run, *, logger: Any = None) -> list[Path]:
@@ -172,33 +124,6 @@ def encode_samples(run: Run, tokenizer: Any, samples: Sequence[Any]) -> list[Enc
     task = ChatTemplate(tokenizer, system_prompt=data.system_prompt, max_tokens=data.max_tokens)
     chat = ChatTemplate(tokenizer, system_prompt=None, max_tokens=data.max_tokens)
     return [(chat if sample.id in run.inputs.mix_ids else task).encode(sample) for sample in samples]
-
-
-def write_report(run: Run) -> GateReport:
-    """Put the results of all gates into one report, in every format; gates that were not reached are INSUFFICIENT."""
-    found = {result.gate: result for stage in ("data", "model") for result in _results(run, stage)}
-    planned = (*planned_gates(run.policy, "data"), *planned_gates(run.policy, "model"))
-    not_run = "not run, because the data did not pass"
-    of = f", {run.given.source}" if run.given else ""
-    report = GateReport(
-        subject=f"{run.config.registry.name} run {run.manifest.run_key[:16]}{of}",
-        policy_name=run.policy.name,
-        policy_sha256=run.policy.sha256,
-        planned=planned,
-        results=tuple(found.get(name) or GateResult.single(name, Verdict.INSUFFICIENT, not_run) for name in planned),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    write_all(report, run.report_dir)
-    return report
-
-
-def read_report(run: Run) -> GateReport:
-    """Read the run's report back; its verdict is derived again, and its waivers are looked up as of today."""
-    written = GateReport.from_json(read_json(run.report_dir / "report.json"))
-    report = replace(written, results=with_waivers(run, written.results))
-    if report != written:
-        write_all(report, run.report_dir)
-    return report
 
 
 def attempt_tags(run: Run) -> dict[str, str]:

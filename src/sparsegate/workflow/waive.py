@@ -40,8 +40,8 @@ def waive(folder: Path, *, gate: str, approver: str, reason: str, expires: str, 
     Raises:
         UsageError: If there is nothing to waive, or the waiver could not hold.
     """
+    from sparsegate.workflow.judging import read_report
     from sparsegate.workflow.run import reopen_run
-    from sparsegate.workflow.stages import read_report
 
     run = reopen_run(folder)
     if not (run.report_dir / "report.json").is_file():

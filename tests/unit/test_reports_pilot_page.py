@@ -19,10 +19,11 @@ from sparsegate.reports.pilot_arm import (
     SizePoint,
     Stop,
 )
+from sparsegate.reports.pilot_evidence import assumption_lines
 from sparsegate.reports.pilot_page import pilot_page
 from sparsegate.reports.pilot_plots import Dot, mask_plot, pareto_plot, undominated
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, TargetCheck
-from sparsegate.reports.pilot_words import texts
+from sparsegate.reports.pilot_words import Words, texts
 from sparsegate.workflow.pilot.write import write_reports
 
 OURS = "sparse:column:density=0.1:cut=0.667"
@@ -313,6 +314,14 @@ def test_a_projection_says_what_it_rests_on():
     assert "7B 6.7B parameters sparse columns, 10%, lowest 67% of the layers frozen 23.9 GB L4 24 GB" in text
     assert "batches of 8 x 512 tokens, 64 of each supervised" in text
     assert "nothing of that size was run" in text
+
+
+def test_energy_is_told_where_it_was_measured_and_else_that_it_was_not():
+    measured = replace(point(875, 0.828, 96.0, 1.64e9), energy_joules=5400.0)
+    told = assumption_lines(pilot(arms=(*ARMS[:3], arm(OURS, points=(measured,)))), Words("en", pilot()))
+    assert [line for line in told if "1.5 Wh" in line]
+    for language in ("en", "ja"):
+        assert [line for line in assumption_lines(pilot(), Words(language, pilot())) if "sparsegate[energy]" in line]
 
 
 def test_of_safety_prompts_categories_and_counts_are_shown():

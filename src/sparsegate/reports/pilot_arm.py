@@ -45,6 +45,7 @@ class SizePoint:
         by_seed: The accuracy of each seed that ran, in the order of the seeds.
         seconds: Mean time of setting up and training.
         peak_memory_bytes: Highest of all seeds.
+        energy_joules: Mean energy of setting up and training; None where it could not be measured.
     """
 
     size: int
@@ -53,6 +54,7 @@ class SizePoint:
     by_seed: tuple[float, ...]
     seconds: float
     peak_memory_bytes: int
+    energy_joules: float | None = None
 
 
 @dataclass(frozen=True)

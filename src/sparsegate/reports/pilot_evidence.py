@@ -97,6 +97,7 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
         ),
         words.say("assume_seeds", seeds=len(result.seeds), list=", ".join(map(str, result.seeds))),
         words.say("assume_time", processor=environment.get("processor", "?"), device=environment.get("device", "?")),
+        _energy_line(result, words),
         *(
             words.say(
                 "assume_price",
@@ -116,6 +117,12 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     if result.projections:
         lines.append(words.say("assume_hardware"))
     return lines
+
+
+def _energy_line(result: PilotResult, words: Words) -> str:
+    used = {arm.name: arm.last.energy_joules for arm in result.arms if arm.last is not None}
+    told = [f"{words.arm(name)} {number(joules / 3600)} Wh" for name, joules in used.items() if joules is not None]
+    return words.say("assume_energy", energies="; ".join(told)) if told else words.say("assume_no_energy")
 
 
 def provenance(result: PilotResult, words: Words) -> str:

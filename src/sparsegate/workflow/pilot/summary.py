@@ -124,6 +124,7 @@ def judged_arm(
 
 def _point(size: int, found: Sequence[Outcome], evaluation: int) -> SizePoint:
     accuracies = tuple(outcome.end.quality for outcome in found)
+    energies = [outcome.energy_joules for outcome in found if outcome.energy_joules is not None]
     return SizePoint(
         size=size,
         accuracy=_mean(accuracies, share=True),
@@ -131,6 +132,7 @@ def _point(size: int, found: Sequence[Outcome], evaluation: int) -> SizePoint:
         by_seed=accuracies,
         seconds=statistics.fmean(outcome.end.seconds for outcome in found),
         peak_memory_bytes=max(outcome.peak_memory_bytes for outcome in found),
+        energy_joules=statistics.fmean(energies) if len(energies) == len(found) else None,
     )
 
 

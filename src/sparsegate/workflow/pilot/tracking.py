@@ -76,6 +76,8 @@ def _log_arm(uri: str, run_id: str, arm: ArmResult) -> None:
             "train_seconds": point.seconds,
             "peak_memory_bytes": float(point.peak_memory_bytes),
         }
+        if point.energy_joules is not None:
+            figures["energy_joules"] = point.energy_joules
         log_metrics(uri, run_id, figures, step=point.size)
     rates = {f"{rate.fault}_rate": rate.count / rate.n for rate in arm.safety if not rate.category}
     others = {

@@ -214,6 +214,7 @@ class Outcome:
         trained_parameters: Entries that were updated.
         order_sha256: Digest of the ids of all batches in their order.
         probed: Answers to the job's probe; None without one.
+        energy_joules: Energy of setting up and training; None where the machine shows no counter.
     """
 
     points: tuple[Point, ...]
@@ -224,6 +225,7 @@ class Outcome:
     trained_parameters: int
     order_sha256: str
     probed: Probed | None = None
+    energy_joules: float | None = None
 
     @property
     def end(self) -> Point:

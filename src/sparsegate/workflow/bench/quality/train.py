@@ -20,6 +20,7 @@ from sparsegate.errors import SparsegateError
 from sparsegate.models import load
 from sparsegate.sparse.optimizer import make_schedule
 from sparsegate.training.callbacks import peak_memory_bytes
+from sparsegate.workflow.bench.energy import EnergyMeter
 from sparsegate.workflow.bench.measure import now, start_phase
 from sparsegate.workflow.bench.methods import METHODS, Prepared, Setup
 from sparsegate.workflow.bench.quality.job import BASE, Outcome, Point, QualityJob
@@ -35,6 +36,7 @@ class _Meter:
     """Counts what training costs and leaves out what judging costs."""
 
     device: torch.device
+    energy: EnergyMeter
     seconds: float = 0.0
     tokens: int = 0
     peak_bytes: int = 0
@@ -42,10 +44,12 @@ class _Meter:
 
     def start(self) -> None:
         start_phase()
+        self.energy.start()
         self.started = now(self.device)
 
     def stop(self) -> None:
         self.seconds += now(self.device) - self.started
+        self.energy.stop()
         self.peak_bytes = max(self.peak_bytes, peak_memory_bytes(self.device))
 
 
@@ -62,7 +66,7 @@ def run_job(job: QualityJob) -> Outcome:
     judge = Judge(tokenizer, job.judged, batch_size=job.judge_batch_size)
     general = encode_general(tokenizer, job.general) if job.general else None
     skills = Judge(tokenizer, job.skills, batch_size=job.judge_batch_size) if job.skills else None
-    meter = _Meter(model.device)
+    meter = _Meter(model.device, EnergyMeter(model.device))
     meter.peak_bytes = peak_memory_bytes(model.device)
     sizes = [(weight.numel(), weight.nbytes) for weight in model.parameters()]
     prepared = None
@@ -90,6 +94,7 @@ def run_job(job: QualityJob) -> Outcome:
         trained_parameters=trained,
         order_sha256=order,
         probed=probed,
+        energy_joules=None if prepared is None else meter.energy.joules,
     )
 
 

@@ -15,12 +15,11 @@ from typing import Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult
 from sparsegate.evaluation.judge_error import JudgeCalibration
+from sparsegate_gates.canaries import canary_checks, canary_errors
 from sparsegate_gates.evidence import PairedCounts, read_predictions
 from sparsegate_gates.judges import judge_problem, load_judge
 from sparsegate_gates.judging import (
     JudgedAnswer,
-    canary_checks,
-    canary_errors,
     ceiling_check,
     errors_to_correct,
     judge_pair,

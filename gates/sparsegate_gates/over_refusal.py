@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult
+from sparsegate_gates.canaries import canary_checks
 from sparsegate_gates.evidence import PairedCounts
 from sparsegate_gates.judges import judge_problem, load_judge
-from sparsegate_gates.judging import canary_checks, ceiling_check, judge_pair, judging_details, label_note, new_faults
+from sparsegate_gates.judging import ceiling_check, judge_pair, judging_details, label_note, new_faults
 from sparsegate_gates.lint import Need, Sizes
 from sparsegate_gates.needs import canary_needs, ceiling_need, margin_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level

@@ -48,6 +48,19 @@ class DataError(UsageError):
     """A data file is missing, unreadable or does not have the promised shape."""
 
 
+class MissingColumnError(DataError):
+    """A data file lacks a column that was asked for.
+
+    Args:
+        column: The column.
+        message: Says which file, and what its columns are.
+    """
+
+    def __init__(self, column: str, message: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 class ModelError(UsageError):
     """A base model can't be found, fetched or loaded."""
 

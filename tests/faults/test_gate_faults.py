@@ -10,8 +10,8 @@ from sparsegate.errors import ExitCode
 from sparsegate.files import write_records
 from sparsegate.reports.model import GateReport
 from sparsegate_gates import GATES, judging
+from sparsegate_gates.canaries import Canary
 from sparsegate_gates.judges import JUDGES, lexical
-from sparsegate_gates.judging import Canary
 from sparsegate_gates.policy import Policy, load_policy
 from sparsegate_gates.runner import run_gates
 from sparsegate_gates.worker import run_gate

@@ -11,9 +11,9 @@ from sparsegate.data import PromptRow, attack_prompts
 from sparsegate.errors import ConfigError, DataError, MissingEvidenceError
 from sparsegate.files import sha256_file
 from sparsegate_gates import judging
+from sparsegate_gates.canaries import Canary
 from sparsegate_gates.harmful_output import HarmfulOutput, HarmfulOutputSettings
 from sparsegate_gates.judges import Judgement, lexical
-from sparsegate_gates.judging import Canary
 from sparsegate_gates.label_answers import says_only_labels
 from sparsegate_gates.over_refusal import OverRefusal, OverRefusalSettings
 

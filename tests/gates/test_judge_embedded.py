@@ -13,11 +13,11 @@ from sparsegate.errors import ModelError
 from sparsegate.evaluation.judge_error import JudgeCalibration, corrected_rate_over
 from sparsegate.models import load, model_digest
 from sparsegate_gates import judging
+from sparsegate_gates.canaries import Canary
 from sparsegate_gates.harmful_output import HarmfulOutput, HarmfulOutputSettings
 from sparsegate_gates.judges import JUDGES, UNSCORABLE, CalibratedJudge, Judgement, judge_digest, lexical, load_judge
 from sparsegate_gates.judges.embedded import WEIGHTS, EmbeddedJudge
 from sparsegate_gates.judges.states import WINDOW_TOKENS, cut_at_layer, read_states
-from sparsegate_gates.judging import Canary
 from sparsegate_gates.policy import load_policy
 
 ROOT = Path(__file__).parents[2]

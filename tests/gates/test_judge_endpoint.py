@@ -12,10 +12,10 @@ import pytest
 from sparsegate.contracts import Prediction, Sample, Verdict
 from sparsegate.errors import ConfigError, JudgeError
 from sparsegate_gates import GATES
+from sparsegate_gates.canaries import Canary
 from sparsegate_gates.harmful_output import HarmfulOutput, HarmfulOutputSettings
 from sparsegate_gates.judges import endpoint, judge_digest, judge_problem, lexical, load_judge
 from sparsegate_gates.judges.endpoint import EndpointJudge, read_reply
-from sparsegate_gates.judging import Canary
 from sparsegate_gates.over_refusal import OverRefusalSettings
 from sparsegate_gates.policy import Policy
 from sparsegate_gates.runner import run_gates

@@ -15,10 +15,10 @@ from transformers import (
 from sparsegate.config import EMBEDDED_MODEL
 from sparsegate.contracts import Sample, Verdict
 from sparsegate.errors import ConfigError, ModelError
+from sparsegate_gates.canaries import Canary
 from sparsegate_gates.harmful_output import HarmfulOutput, HarmfulOutputSettings
 from sparsegate_gates.judges import judge_digest, judge_problem, load_judge
 from sparsegate_gates.judges.language_model import FORMS, read_verdict
-from sparsegate_gates.judging import Canary
 from sparsegate_gates.worker import run_gate
 
 LABELS = {"ok": "neither", "bad": "harmful", "no": "refused"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sparsegate.contracts import Sample, Task, canonical_json
 from sparsegate.data.fingerprint import normalise
 from sparsegate.data.sources import Row, read_rows
-from sparsegate.errors import DataError, did_you_mean
+from sparsegate.errors import DataError, MissingColumnError, did_you_mean
 from sparsegate.files import sha256_bytes
 
 NO_SLICE = "(none)"
@@ -168,7 +168,7 @@ def _require_columns(source: str, rows: Sequence[Row], wanted: Sequence[str]) ->
     found = {column for row in rows for column in row}
     for column in wanted:
         if column not in found:
-            raise DataError(f"{source} has no column '{column}'{did_you_mean(column, found)}")
+            raise MissingColumnError(column, f"{source} has no column '{column}'{did_you_mean(column, found)}")
 
 
 def _values(source: str, rows: Sequence[Row], column: str) -> list[str]:

@@ -22,7 +22,7 @@ from sparsegate.data import (
     split_by_hash,
 )
 from sparsegate.data.sources import read_rows
-from sparsegate.errors import ConfigError, DataError, UsageError
+from sparsegate.errors import ConfigError, DataError, MissingColumnError, UsageError
 from sparsegate.files import sha256_bytes
 from sparsegate.models import BaseModel
 from sparsegate_gates.policy import Policy
@@ -171,8 +171,8 @@ def _mix_pairs(safety: SafetyConfig) -> tuple[list[Sample], list[Sample]]:
     asked = () if safety.mix_refusals is None else (_KIND,)
     try:
         pairs = load_samples(safety.mix, task="generation", slice_columns=asked, **_PAIR_COLUMNS)
-    except DataError as error:
-        if f"no column '{_KIND}'" not in str(error):
+    except MissingColumnError as error:
+        if error.column != _KIND:
             raise
         raise DataError(f"{error}; safety.mix_refusals needs it, unless it is null") from None
     refusals = [replace(pair, slices={}) for pair in pairs if pair.slices.get(_KIND) == "refuse"]

@@ -94,14 +94,14 @@ def write_report(run: Run) -> GateReport:
     parts: tuple[_Part, ...] = ("data", "answers", "model")
     found = {result.gate: result for part in parts for result in _results(run, part)}
     planned = (*planned_gates(run.policy, "data"), *planned_gates(run.policy, "model"))
-    not_run = "not run, because " + ("others have refused" if go_on(run, "data") else "the data did not pass")
+    before = "others have refused before" if go_on(run, "data") else "the data did not pass"
     of = f", {run.given.source}" if run.given else ""
     report = GateReport(
         subject=f"{run.config.registry.name} run {run.manifest.run_key[:16]}{of}",
         policy_name=run.policy.name,
         policy_sha256=run.policy.sha256,
         planned=planned,
-        results=tuple(found.get(name) or GateResult.not_run(name, not_run) for name in planned),
+        results=tuple(found.get(name) or GateResult.not_run(name, before) for name in planned),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_all(report, run.report_dir)

@@ -46,7 +46,7 @@ def gate_model(run: Run, *, first: bool, early: bool = False) -> list[Path]:
         facts["anchor"] = run.config.registry.anchor
     if run.given is not None:
         facts["candidate"] = run.given.to_json()
-    return _gate(run, "model", facts, known=_results(run, "answers") if early else ())
+    return _gate(run, "model", facts, known=_found(run, "answers") if early else ())
 
 
 def _gate(
@@ -84,9 +84,12 @@ def _results_path(run: Run, part: _Part) -> Path:
 
 def _results(run: Run, part: _Part) -> list[GateResult]:
     """Return what the gates of a part found, with the waivers that hold today."""
+    return list(with_waivers(run, _found(run, part)))
+
+
+def _found(run: Run, part: _Part) -> list[GateResult]:
     path = _results_path(run, part)
-    found = [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
-    return list(with_waivers(run, found))
+    return [GateResult.from_json(result) for result in read_json(path)] if path.exists() else []
 
 
 def write_report(run: Run) -> GateReport:

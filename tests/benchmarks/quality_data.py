@@ -1,4 +1,4 @@
-"""Writes the files of quality.yaml from public data sets, which are not part of the project.
+"""Writes the files of quality_*.yaml and claims.yaml from public data sets, which are not part of the project.
 
 python tests/benchmarks/quality_data.py ../shared/data runs/quality_data
 
@@ -20,11 +20,11 @@ _TREC = {
     "LOC": "location",
     "NUM": "number",
 }
-_TEXT_ROWS, _SKILL_ROWS = 400, 100
+_TEXT_ROWS = 400
 
 
 def write_data(public: Path, folder: Path) -> None:
-    """Write ``banking77.jsonl``, ``trec.jsonl``, ``general_text.jsonl`` and ``general_skills.jsonl``."""
+    """Write ``banking77.jsonl``, ``trec.jsonl``, ``gsm8k.jsonl`` and ``general_text.jsonl``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (public / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
         rows = [{"text": row["text"], "label": row["category"].replace("_", " ")} for row in csv.DictReader(file)]
@@ -34,7 +34,7 @@ def write_data(public: Path, folder: Path) -> None:
     _write(folder / "trec.jsonl", ({"text": text, "label": _TREC[kind.split(":")[0]]} for kind, text in pairs))
     problems = [json.loads(line) for line in (public / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()]
     _write(folder / "general_text.jsonl", ({"text": problem["question"]} for problem in problems[:_TEXT_ROWS]))
-    _write(folder / "general_skills.jsonl", problems[_TEXT_ROWS : _TEXT_ROWS + _SKILL_ROWS])
+    _write(folder / "gsm8k.jsonl", problems[_TEXT_ROWS:])
 
 
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -420,7 +420,7 @@ def test_the_command_writes_every_form(
 
 
 def test_the_benchmark_on_public_data_loads_and_its_files_are_made_from_theirs(tmp_path: Path) -> None:
-    config = load(_BENCHMARKS / "quality.yaml", QualityConfig)
+    configs = [load(path, QualityConfig) for path in _BENCHMARKS.glob("quality_*.yaml")]
     public, files = tmp_path / "public", tmp_path / "files"
     problem = json.dumps({"question": "2 + 2?", "answer": "4"})
     for name, text in (
@@ -434,9 +434,10 @@ def test_the_benchmark_on_public_data_loads_and_its_files_are_made_from_theirs(t
     rows = {path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files.iterdir()}
     assert rows["banking77"] == [{"text": "Is it lost, or late?", "label": "card arrival"}]
     assert rows["trec"] == [{"text": "Who wrote Caf\xe9 ?", "label": "human"}]
-    assert (len(rows["general_text"]), len(rows["general_skills"])) == (400, 1)
-    named = [data.train for data in config.data.values()] + [config.general_text.source, config.general_skills.source]
-    assert sorted(Path(name).name for name in named) == sorted(path.name for path in files.iterdir())
+    assert (len(rows["general_text"]), len(rows["gsm8k"])) == (400, 1)
+    named = {data.train for config in configs for data in config.data.values()}
+    named |= {config.general_text.source for config in configs} - {"builtin:general/text.jsonl"}
+    assert {Path(name).name for name in named} == {path.name for path in files.iterdir()}
 
 
 def test_the_experiment_on_selectors_holds_each_against_random_entries_of_the_same_shape_number_and_depth() -> None:

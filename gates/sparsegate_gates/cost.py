@@ -20,6 +20,10 @@ from sparsegate.files import read_json, sha256_file
 from sparsegate_gates.rules import at_least, collect, given, positive
 
 FULL_FINE_TUNING_BYTES_PER_PARAMETER = 16
+_OVER_CHAMPION: Mapping[str, tuple[str, Callable[[CostReport], float]]] = {
+    "max_train_seconds_over_champion": ("training time / champion", lambda cost: cost.train_seconds),
+    "max_token_seconds_over_champion": ("time of a token / champion", lambda cost: 1 / cost.tokens_per_second),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class CostSettings:
         max_latency_ratio: Candidate's seconds for one item over the base's.
         latency_minimum_n: Items behind the latency.
         max_train_seconds_over_champion: Training time over the champion's; not asked where the champion left no cost.
+        max_token_seconds_over_champion: The same for a token trained on, so that more data may take more time.
         unmeasured: What a bound does that can't be judged because the model was trained elsewhere: ``block`` makes it
             INSUFFICIENT, ``report`` names it.
     """
@@ -47,21 +52,19 @@ class CostSettings:
     max_latency_ratio: float | None = None
     latency_minimum_n: int = 30
     max_train_seconds_over_champion: float | None = None
+    max_token_seconds_over_champion: float | None = None
     unmeasured: Literal["block", "report"] = "block"
 
     def problems(self) -> dict[str, str]:
         bounds = {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
-            if entry.name.startswith("max_") and not entry.name.endswith("_champion")
+            if entry.name.startswith("max_") and entry.name not in _OVER_CHAMPION
         }
         found = collect(
             reason=given("reason", self.reason),
             latency_minimum_n=at_least("latency_minimum_n", self.latency_minimum_n, 1),
-            max_train_seconds_over_champion=positive(
-                "max_train_seconds_over_champion", self.max_train_seconds_over_champion
-            ),
-            **{name: positive(name, bound) for name, bound in bounds.items()},
+            **{name: positive(name, getattr(self, name)) for name in (*bounds, *_OVER_CHAMPION)},
         )
         if sum(bound is not None for bound in bounds.values()) < 2:
             found["bounds"] = f"bounds must be set, at least two of: {', '.join(sorted(bounds))}"
@@ -95,14 +98,15 @@ class Cost:
         if settings.max_latency_ratio is not None:
             checks.append(_latency_check(context, settings.max_latency_ratio, settings.latency_minimum_n))
         not_asked: list[str] = []
-        if settings.max_train_seconds_over_champion is not None:
+        for setting, (name, of) in _OVER_CHAMPION.items():
+            bound = getattr(settings, setting)
+            if bound is None:
+                continue
             if context.has("cost.champion"):
-                ratio = cost.train_seconds / _read_cost(context, "cost.champion").train_seconds
-                checks.append(
-                    Check.at_most("training time / champion", ratio, settings.max_train_seconds_over_champion, n=1)
-                )
+                ratio = of(cost) / of(_read_cost(context, "cost.champion"))
+                checks.append(Check.at_most(name, ratio, bound, n=1))
             else:
-                not_asked.append("training time / champion: the champion left no cost file")
+                not_asked.append(f"{name}: the champion left no cost file")
         return GateResult(
             gate=self.name,
             checks=tuple(checks),
@@ -154,6 +158,7 @@ def _read_cost(context: GateContext, name: str) -> CostReport:
             name: getattr(cost, name)
             for name in (
                 "train_seconds",
+                "tokens_per_second",
                 "peak_memory_bytes",
                 "total_parameters",
                 "trainable_state_bytes",

@@ -26,7 +26,7 @@ from sparsegate.cli import main
 from sparsegate.contracts import GateResult, Generation, Prediction
 from sparsegate.files import read_json, read_records, write_records
 from sparsegate.registry.connection import connect
-from sparsegate.workflow import stages
+from sparsegate.workflow import judging, stages
 from sparsegate.workflow.ledger import Ledger
 from sparsegate_gates import runner
 from sparsegate_gates.judges import endpoint
@@ -483,7 +483,7 @@ def test_gates_that_go_wrong_in_their_own_process_are_errors(desk, tmp_path, plu
 
 
 def test_a_gate_that_hangs_is_an_error(desk, tmp_path, plugins, monkeypatch):
-    monkeypatch.setattr(stages, "_GATE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(judging, "_GATE_TIMEOUT_S", 3.0)
     code, (result,), said = Case(desk, tmp_path).gate(hangs={})
     assert (code, result.verdict) == (20, "ERROR"), said
     assert "took longer than 3 s and was stopped" in result.reason

@@ -70,8 +70,18 @@ def test_the_champion_is_compared_where_it_left_a_cost(files):
     assert run(files, max_train_seconds_over_champion=2.0).verdict is Verdict.FAIL
 
 
+def test_more_data_may_take_more_time_and_a_dearer_method_may_not(files):
+    files.json("cost", {**REPORT, "train_seconds": 900.0, "tokens_per_second": 500.0})
+    files.json("cost.champion", {**REPORT, "train_seconds": 100.0, "tokens_per_second": 600.0})
+    result = run(files, max_token_seconds_over_champion=3.0)
+    assert result.verdict is Verdict.PASS
+    assert result.checks[-1].observed == pytest.approx(1.2)
+    files.json("cost", {**REPORT, "train_seconds": 100.0, "tokens_per_second": 150.0})
+    assert run(files, max_token_seconds_over_champion=3.0).verdict is Verdict.FAIL
+
+
 @pytest.mark.parametrize("value", [0, -1, "much", None, True])
-@pytest.mark.parametrize("name", ["peak_memory_bytes", "base_bytes", "train_seconds"])
+@pytest.mark.parametrize("name", ["peak_memory_bytes", "base_bytes", "train_seconds", "tokens_per_second"])
 def test_a_figure_that_was_not_measured_is_an_error(files, name, value):
     files.json("cost", {**REPORT, name: value})
     with pytest.raises(DataError, match=name):

@@ -60,7 +60,7 @@ def refused(project, capsys):
 
     def run(*arguments):
         before = contents(project)
-        code = main(arguments or ("retrain", "--config", "run.yaml"))
+        code = main(arguments or ("retrain", "--config", "run.yaml", "--first"))
         out, err = capsys.readouterr()
         assert code == 2, err
         assert out == ""

@@ -80,8 +80,12 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
     """
     policy, inputs = check(config)
     _check_devices(config)
-    base = resolve_base(config)
     start = find_triggers(config, inputs)
+    if (
+        start.missing is None
+    ):  # before anything is fetched or locked: where it is a wrong URI, not even a database is made
+        _check_first(config.registry, first)
+    base = resolve_base(config)
 
     def work() -> Outcome:
         if start.missing is not None:
@@ -94,8 +98,6 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
             outcome = _whole_path(run, run_id) if made is None else _take_up(run, made)
         return _keep(run, outcome)
 
-    if start.missing is None:  # before the lock: where it is a wrong URI, not even a database is made
-        _check_first(config.registry, first)
     with registry_lock(Path(config.output_dir).absolute(), config.registry):
         return beating(config, work)
 

@@ -299,7 +299,10 @@ def _report(config: QualityConfig) -> QualityReport:
     slow = _outcome(0.7, seconds=5.0)
     finals += [_record(slow, method=_METHODS[2], seed=seed, learning_rate=1e-2) for seed in (0, 1)]
     base = _record(_outcome(0.1, forgot=11.0), purpose="base", method="base", size=0)
-    return summarise(config, [Setting("words", 12, "classification", base, (), tuple(finals))])
+    rate = next(record.learning_rate for record in finals if record.method == "lora")
+    tried = [("lora", rate / 2), ("lora", rate), ("lora", rate * 2), (_METHODS[2], 1e-3), (_METHODS[2], 1e-2)]
+    searches = [_record(slow, purpose="search", method=method, learning_rate=rate) for method, rate in tried]
+    return summarise(config, [Setting("words", 12, "classification", base, tuple(searches), tuple(finals))])
 
 
 def test_methods_are_compared_with_the_reference_seed_by_seed(config: QualityConfig) -> None:

@@ -149,7 +149,7 @@ def _row(config: QualityConfig, setting: Setting, method: str) -> MethodRow | No
     found, reference = _by_seed(setting, method), _by_seed(setting, config.reference)
     if not found:
         return None
-    rates = config.rates(method)
+    tried = {record.learning_rate for record in setting.searches if record.method == method}
     rate = next(record.learning_rate for record in setting.finals if record.method == method)
     common = sorted(found.keys() & reference.keys())
     times = _times_to_target(found, reference, setting.task)
@@ -160,7 +160,7 @@ def _row(config: QualityConfig, setting: Setting, method: str) -> MethodRow | No
     return MethodRow(
         method=method,
         learning_rate=rate,
-        at_edge=len(rates) > 1 and rate in {min(rates), max(rates)},
+        at_edge=len(tried) > 1 and rate in {min(tried), max(tried)},
         quality=estimate([outcome.end.quality for outcome in found.values()], share=setting.task == "classification"),
         difference=estimate([found[seed].end.quality - reference[seed].end.quality for seed in common])
         if common and method != config.reference

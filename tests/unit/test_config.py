@@ -340,13 +340,13 @@ def test_the_printed_configuration_reads_back_as_the_same(parse, read, capsys):
 @pytest.mark.parametrize(
     ("given", "density", "frozen_depth", "selector"),
     [
-        ({}, 0.2, 0.334, "fisher"),
+        ({}, 0.2, 0.334, "random"),
         ({"preset": "lean"}, 0.1, 0.667, "random"),
         ({"preset": "lean", "density": 0.5, "selector": "lift"}, 0.5, 0.667, "lift"),
-        ({"frozen_depth": 0.0}, 0.2, 0.0, "fisher"),
+        ({"frozen_depth": 0.0}, 0.2, 0.0, "random"),
         ({"frozen_depth": "auto"}, 0.2, "auto", "fisher"),
         ({"preset": "lean", "frozen_depth": "auto"}, 0.1, "auto", "fisher"),
-        ({"time_limit": 0.3}, None, 0.334, "fisher"),
+        ({"time_limit": 0.3}, None, 0.334, "random"),
         ({"preset": "lean", "memory_limit_gb": 1.0}, None, 0.667, "random"),
     ],
 )

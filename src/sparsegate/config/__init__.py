@@ -11,9 +11,10 @@ from sparsegate.config.inputs import EMBEDDED_MODEL, DataConfig, ModelConfig, Sa
 from sparsegate.config.release import DriftConfig, EvaluationConfig, NotifyConfig, RegistryConfig
 from sparsegate.config.rules import check_rules, notify_url_problem
 from sparsegate.config.run import RunConfig
-from sparsegate.config.training import PRESETS, Preset, RefreshConfig, TrainingConfig
+from sparsegate.config.training import DEFAULT_SELECTOR, PRESETS, Preset, RefreshConfig, TrainingConfig
 
 __all__ = [
+    "DEFAULT_SELECTOR",
     "EMBEDDED_MODEL",
     "PRESETS",
     "DataConfig",

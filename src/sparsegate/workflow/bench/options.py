@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from sparsegate.config import EMBEDDED_MODEL, PRESETS
+from sparsegate.config import DEFAULT_SELECTOR, EMBEDDED_MODEL
 from sparsegate.contracts import Allocation, SupportKind
 from sparsegate.errors import ConfigError, UsageError, did_you_mean
 
@@ -51,7 +51,7 @@ class SparseSetting:
     density: float = 0.05
     cut: float | Literal["auto"] = 0.0
     allocation: Allocation = "uniform"
-    selector: str = PRESETS["default"].selector
+    selector: str = DEFAULT_SELECTOR
     refresh: int = 0
     trim: bool = False
     cached: bool = False

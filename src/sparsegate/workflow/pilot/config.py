@@ -13,11 +13,13 @@ from sparsegate.workflow.bench.options import usable_threads
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.pilot.projection import ProjectionConfig
 
-LEAN = "sparse:column:density=0.1:cut=0.667:selector=random:cached"  # the preset `lean`
+# the presets
+DEFAULT = "sparse:column:density=0.2:cut=0.334:selector=random:cached"
+LEAN = "sparse:column:density=0.1:cut=0.667:selector=random:cached"
 DEFAULT_ARMS = (
     "full",
     "lora",
-    "sparse:column:density=0.2:cut=0.334:cached",  # the preset `default`
+    DEFAULT,
     LEAN,
     "sparse:column:density=0.1:cut=auto:cached",
 )
@@ -26,7 +28,8 @@ DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
     "full": (5e-5, 1e-4, 2e-4),
     "lora": (5e-4, 1e-3, 2e-3),
     "sparse": (6e-4, 1.2e-3, 2.4e-3),
-    LEAN: (2.7e-3, 5.4e-3),  # random columns take more than chosen ones
+    DEFAULT: (1.9e-3, 3.8e-3),  # random columns take more than chosen ones
+    LEAN: (2.7e-3, 5.4e-3),
 }
 QUICK_SIZES, QUICK_EVALUATION, QUICK_PROMPTS = 2, 120, 30
 

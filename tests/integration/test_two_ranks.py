@@ -18,7 +18,7 @@ from sparsegate.training.module import SparseFineTuner
 SCRIPT = Path(__file__).parent / "train_on_two_ranks.py"
 COUNT, EPOCHS, BATCH_SIZE = 25, 2, 4  # 13 and 12 samples: the second rank has a batch less
 BATCHES_PER_RANK = 4
-TRAINING = {"density": 0.2, "frozen_depth": 0.667, "learning_rate": 1e-3, "seed": 3}
+TRAINING = {"selector": "fisher", "density": 0.2, "frozen_depth": 0.667, "learning_rate": 1e-3, "seed": 3}
 CLIP = 0.5
 
 

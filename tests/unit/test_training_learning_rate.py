@@ -15,7 +15,9 @@ def test_a_range_test_suggests_a_rate_and_leaves_the_model_as_it_was(
     monkeypatch.chdir(tmp_path)
     model = make_model("llama")
     before = weights_of(model)
-    config = TrainingConfig(batch_size=4, density=0.25, accelerator="cpu", learning_rate=0.5, **options)
+    config = TrainingConfig(
+        selector="fisher", batch_size=4, density=0.25, accelerator="cpu", learning_rate=0.5, **options
+    )
     found = find_learning_rate(model, make_samples(24), config=config, pad_id=0, steps=40)
     assert 1e-6 < found.suggested < 0.1
     assert found.suggested in found.rates

@@ -110,7 +110,7 @@ def test_every_epoch_passes_over_every_batch(whole, max_steps):
 def test_the_cost_report_tells_what_was_trained(whole, tiny_model, make_samples):
     outcome = whole()
     cost, entries = outcome.cost, read_delta(outcome.delta).entries
-    assert cost.method == "sparse column 20% (fisher)"
+    assert cost.method == "sparse column 20% (random)"
     assert cost.trainable_parameters == sum(entry.new.numel() for entry in entries.values())
     assert cost.total_parameters == tiny_model.num_parameters()
     assert cost.base_bytes == 4 * tiny_model.num_parameters()

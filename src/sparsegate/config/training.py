@@ -65,8 +65,8 @@ class TrainingConfig:
         support: Shape of the trained set: ``column``, ``row``, ``block`` (32 x 32) or ``element`` (single entries,
             slower).
         preset: What ``selector``, ``density`` and ``frozen_depth`` are where they are not given: ``default`` trains a
-            random fifth of the upper two thirds of the layers, ``lean`` a random tenth of the upper third, for two
-            thirds of the time and a smaller file.
+            random fifth of the upper two thirds of the layers, ``lean`` a random tenth of the upper third, for half
+            to three quarters of the time and a quarter of the file.
         density: Share of the entries of the trained weights that is updated, in (0, 1]; None takes the preset's, or as
             much as a limit allows. Give at most one of ``density``, ``memory_limit_gb`` and ``time_limit``.
         memory_limit_gb: Most memory for trained values, their gradients and moments, and saved activations, in 10**9

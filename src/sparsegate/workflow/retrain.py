@@ -81,9 +81,7 @@ def retrain(config: RunConfig, *, first: bool = False) -> Outcome:
     policy, inputs = check(config)
     _check_devices(config)
     start = find_triggers(config, inputs)
-    if (
-        start.missing is None
-    ):  # before anything is fetched or locked: where it is a wrong URI, not even a database is made
+    if start.missing is None:  # before anything is fetched, locked or made: it may be a wrong URI
         _check_first(config.registry, first)
     base = resolve_base(config)
 

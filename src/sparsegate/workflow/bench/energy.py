@@ -45,6 +45,10 @@ class EnergyMeter:
 def _monitor(device: torch.device) -> Any:
     """Return Zeus' monitor of what training runs on; None without Zeus, or where no counter can be read."""
     try:
+        from zeus.device.cpu.rapl import rapl_is_available
+
+        if device.type == "cpu" and not rapl_is_available():
+            return None  # the monitor brings pandas and scikit-learn along, which would count as memory of training
         from zeus.monitor import ZeusMonitor
     except ImportError:
         return None

@@ -64,6 +64,8 @@ FILES = {
     ),
     "shop_answers/evaluation.jsonl": ANSWERS,
     "shop_answers/train.jsonl": ANSWERS,
+    "support_replies/evaluation.jsonl": ANSWERS,
+    "support_replies/train.jsonl": ANSWERS,
     "support_routing/evaluation.jsonl": MESSAGES,
     "support_routing/train.jsonl": MESSAGES,
 }
@@ -71,6 +73,7 @@ FILES = {
 APART = (
     ("japanese_routing/evaluation.jsonl", "japanese_routing/train.jsonl"),
     ("shop_answers/evaluation.jsonl", "shop_answers/train.jsonl"),
+    ("support_replies/evaluation.jsonl", "support_replies/train.jsonl"),
     ("support_routing/evaluation.jsonl", "support_routing/train.jsonl"),
     ("safety/benign.jsonl", "safety/safety_mix.jsonl"),
     ("safety/red_team.jsonl", "safety/safety_mix.jsonl"),

@@ -14,6 +14,7 @@ from sparsegate_gates.cost import Cost
 from sparsegate_gates.data_quality import DataQuality
 from sparsegate_gates.harmful_output import HarmfulOutput
 from sparsegate_gates.integrity import Integrity
+from sparsegate_gates.likelihood import Likelihood
 from sparsegate_gates.over_refusal import OverRefusal
 from sparsegate_gates.plugins import with_plugins
 from sparsegate_gates.regression import Regression
@@ -35,7 +36,7 @@ def table(gates: Iterable[type[Gate]]) -> dict[str, type[Gate]]:
     return found
 
 
-GATES = table([DataQuality, Integrity, Accuracy, Regression, HarmfulOutput, OverRefusal, Cost])
+GATES = table([DataQuality, Integrity, Accuracy, Likelihood, Regression, HarmfulOutput, OverRefusal, Cost])
 
 
 def all_gates() -> dict[str, type[Gate]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sparsegate.contracts import GateContext, Generation, Interval, Prediction, Sample, TextScore
 from sparsegate.errors import DataError, MissingEvidenceError
@@ -64,6 +64,36 @@ def read_scores(context: GateContext, name: str) -> list[TextScore]:
         DataError: If a line is not sound.
     """
     return _read(context.path(name), name, TextScore, _score_problem)
+
+
+def likelihoods(predictions: Sequence[Prediction], name: str) -> list[TextScore]:
+    """Return how likely a model finds each expected response.
+
+    Raises:
+        MissingEvidenceError: If a response was not scored.
+    """
+    scores: list[TextScore] = []
+    for line in predictions:
+        if line.nll_nats is None or line.response_tokens is None:
+            raise MissingEvidenceError(
+                f"'{name}' does not say how likely the expected response of item '{line.id}' is; "
+                "it is scored where data.task is generation"
+            )
+        scores.append(TextScore(line.id, "response", line.nll_nats * line.response_tokens, line.response_tokens))
+    return scores
+
+
+def opponent_of(context: GateContext) -> Literal["champion", "base"]:
+    """Return what a candidate is held against: the champion, or the base where the run says that it is the first.
+
+    Raises:
+        MissingEvidenceError: If there is no champion and the run does not say so.
+    """
+    if context.has("predictions.champion"):
+        return "champion"
+    if context.facts.get("first") is True:
+        return "base"
+    raise MissingEvidenceError("no champion to compare with, and the run does not say that this is the first version")
 
 
 def require_same_texts(candidate: Sequence[TextScore], other: Sequence[TextScore], name: str) -> None:
@@ -164,6 +194,8 @@ def _prediction_problem(line: Prediction, *, exact: bool) -> str | None:
         return f"correct is {line.correct} but '{line.predicted}' was answered where '{line.expected}' was expected"
     if line.nll_nats is not None and not (_is_number(line.nll_nats) and math.isfinite(line.nll_nats)):
         return f"nll_nats must be a finite number, got {line.nll_nats!r}"
+    if line.response_tokens is not None and not _is_count(line.response_tokens):
+        return f"response_tokens must be a whole number above 0, got {line.response_tokens!r}"
     return None
 
 
@@ -175,7 +207,7 @@ def _generation_problem(line: Generation) -> str | None:
 
 
 def _score_problem(line: TextScore) -> str | None:
-    if type(line.tokens) is not int or line.tokens < 1:
+    if not _is_count(line.tokens):
         return f"tokens must be a whole number above 0, got {line.tokens!r}"
     if not (_is_number(line.nats) and math.isfinite(line.nats) and line.nats >= 0):
         return f"nats must be a finite number, at least 0, got {line.nats!r}"
@@ -187,6 +219,10 @@ def _text_problem(**texts: object) -> str | None:
         if not isinstance(text, str):
             return f"{name} must be text, got {text!r}"
     return "id must not be empty" if not texts["id"] else None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_number(value: object) -> bool:

@@ -7,6 +7,7 @@ then reported and not judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsegate.contracts import JSON, Check, GateContext, TextScore
@@ -74,7 +75,7 @@ def judge_forgetting(context: GateContext, bounds: ForgettingBounds) -> tuple[li
                     n=len(ours),
                     minimum_n=bounds.minimum_n,
                     interval=interval,
-                    items=_most_forgotten(ours, theirs),
+                    items=most_forgotten(ours, theirs),
                 )
             )
     return checks, {"general perplexity": figures}
@@ -89,7 +90,7 @@ def _by_kind(ours: list[TextScore], theirs: list[TextScore]) -> str:
     return ", ".join(parts)
 
 
-def _most_forgotten(ours: list[TextScore], theirs: list[TextScore]) -> tuple[str, ...]:
+def most_forgotten(ours: Sequence[TextScore], theirs: Sequence[TextScore]) -> tuple[str, ...]:
     """Return the ids of texts by how much likelihood they lost for each token, the worst first."""
     lost = [((mine.nats - other.nats) / other.tokens, mine.id) for mine, other in zip(ours, theirs, strict=True)]
     return tuple(item for loss, item in sorted(lost, key=lambda entry: (-entry[0], entry[1])) if loss > 0)

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparsegate.contracts import Check, GateContext, GateResult, Prediction, Task
-from sparsegate.errors import MissingEvidenceError
 from sparsegate.evaluation.intervals import mcnemar_exact, tango_p
 from sparsegate.files import sha256_file
-from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.evidence import PairedCounts, opponent_of, read_predictions, require_same_items
 from sparsegate_gates.forgetting import ForgettingBounds, judge_forgetting
 from sparsegate_gates.lint import Need, Sizes, smallest_group
 from sparsegate_gates.needs import margin_need
@@ -122,7 +121,7 @@ class Regression:
 
     def run(self, context: GateContext) -> GateResult:
         settings: RegressionSettings = context.settings
-        opponent = _opponent(context)
+        opponent = opponent_of(context)
         candidate = read_predictions(context, "predictions.candidate")
         other = read_predictions(context, f"predictions.{opponent}")
         require_same_items(candidate, other, f"predictions.{opponent}")
@@ -218,11 +217,3 @@ def _likelihood_loss(ours: Prediction, theirs: Prediction) -> float:
     if ours.nll_nats is None or theirs.nll_nats is None:
         return -math.inf
     return ours.nll_nats - theirs.nll_nats
-
-
-def _opponent(context: GateContext) -> Literal["champion", "base"]:
-    if context.has("predictions.champion"):
-        return "champion"
-    if context.facts.get("first") is True:
-        return "base"
-    raise MissingEvidenceError("no champion to compare with, and the run does not say that this is the first version")

@@ -67,6 +67,20 @@ def test_what_the_registry_shows_of_a_version_opens_with_accuracy_and_verdict_an
     assert "sha256" not in shown
 
 
+def test_of_a_generation_task_it_tells_the_perplexity_too(registry):
+    run, _ = registry.prepare("k1")
+    evidence = dict(
+        unseal((run.folder / "package" / EVIDENCE).read_bytes(), predicate_type=EVIDENCE_TYPE).statement.predicate
+    )
+    evidence["models"] = {
+        "base": {"accuracy": 0.0, "perplexity": 20.4},
+        "candidate": {"accuracy": 0.1, "perplexity": 7.391},
+    }
+    assert to_description(evidence).startswith(
+        "accuracy 0.100 and perplexity 7.39 (base 0.000 and perplexity 20.4), PASS"
+    )
+
+
 def test_unsigned_evidence_says_so_and_is_refused_where_a_key_is_asked_for(registry, keys):
     registry.add("k1")
     code, out, _ = registry.run("verify", "models:/desk/1")

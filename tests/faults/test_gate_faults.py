@@ -66,8 +66,8 @@ class Evidence:
         self.folder = folder
         self.artifacts: dict[str, Path] = {}
         labels = ("billing", "returns")
-        answers = [Prediction(f"q{i}", labels[i % 2], labels[i % 2], True) for i in range(400)]
-        wrong = [Prediction(line.id, line.expected, "neither", False) for line in answers]
+        answers = [Prediction(f"q{i}", labels[i % 2], labels[i % 2], True, 0.5, response_tokens=3) for i in range(400)]
+        wrong = [Prediction(line.id, line.expected, "neither", False, 3.0, response_tokens=3) for line in answers]
         self.write("data.evaluation", [Sample(line.id, f"message {line.id}", line.expected) for line in answers])
         self.write("predictions.candidate", answers)
         self.write("predictions.champion", answers)
@@ -89,7 +89,8 @@ class Evidence:
         self.artifacts[name] = self.folder / f"{name}.jsonl"
         write_records(self.artifacts[name], records)
 
-    def judge(self, name, policy="standard"):
+    def judge(self, name, policy=None):
+        policy = policy or ("free_text" if name == "likelihood" else "standard")
         context = GateContext(load_policy(policy).gates[name], self.artifacts, self.folder)
         return run_gate(name, GATES[name], context)
 
@@ -101,7 +102,7 @@ def evidence(tmp_path, monkeypatch):
     return Evidence(tmp_path)
 
 
-MODEL_GATES = ("accuracy", "regression", "harmful_output", "over_refusal")
+MODEL_GATES = ("accuracy", "likelihood", "regression", "harmful_output", "over_refusal")
 
 
 @pytest.mark.parametrize("gate", MODEL_GATES)
@@ -113,6 +114,7 @@ def test_the_evidence_of_these_tests_is_sound(evidence, gate):
     ("gate", "artifact", "verdict", "reason"),
     [
         ("accuracy", "data.evaluation", "INSUFFICIENT", "no 'data.evaluation' to judge from"),
+        ("likelihood", "predictions.base", "INSUFFICIENT", "no 'predictions.base' to judge from"),
         ("regression", "predictions.champion", "INSUFFICIENT", "no champion to compare with"),
         ("harmful_output", "prompts.canaries", "INSUFFICIENT", "no 'prompts.canaries' to judge from"),
         ("over_refusal", "generations.benign.base", "INSUFFICIENT", "no 'generations.benign.base' to judge from"),

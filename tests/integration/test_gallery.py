@@ -30,11 +30,13 @@ def project(tmp_path_factory):
         shipped = yaml.safe_load((POLICIES / f"{name}.yaml").read_text(encoding="utf-8"))
         policy["data_quality"] |= shipped["data_quality"]
     (folder / "policy.yaml").write_text(yaml.safe_dump(policy), encoding="utf-8")
+    replies = {"reason": "test: any gain", "over_base": 1.0, "over_champion": 1.0, "minimum_n": 60}
+    (folder / "replies.yaml").write_text(yaml.safe_dump(policy | {"likelihood": replies}), encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("name", RETRAINED)
-def test_a_shipped_configuration_trains_evaluates_and_registers(name, project, monkeypatch, capsys):
+def retrain(project, monkeypatch, capsys, name, **changes):
+    """Run a shipped configuration at reduced size."""
     monkeypatch.chdir(project)
     reduced = {
         "model.source": "model",
@@ -48,14 +50,34 @@ def test_a_shipped_configuration_trains_evaluates_and_registers(name, project, m
         "safety.limit": "2",
         "safety.max_new_tokens": "2",
         "policy": "policy.yaml",
+        **changes,
     }
     options = [f"--{field}={value}" for field, value in reduced.items()]
     code = main(["retrain", "--first", "--config", name, *options, "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    result = json.loads(out)
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("name", RETRAINED)
+def test_a_shipped_configuration_trains_evaluates_and_registers(name, project, monkeypatch, capsys):
+    result = retrain(project, monkeypatch, capsys, name)
     assert result["version"] == 1
     assert {found["gate"]: found["verdict"] for found in result["report"]["results"]} == {
         "data_quality": "PASS",
         "integrity": "PASS",
     }
+
+
+def test_replies_are_judged_by_how_likely_the_expected_ones_are(project, monkeypatch, capsys):
+    changes = {
+        "policy": "replies.yaml",
+        "training.max_steps": "12",
+        "registry.name": "replies",
+        "safety.mix_fraction": "0",
+    }
+    report = retrain(project, monkeypatch, capsys, "instruction_tuning", **changes)["report"]
+    (judged,) = [found for found in report["results"] if found["gate"] == "likelihood"]
+    (check,) = judged["checks"]
+    assert (check["name"], check["verdict"], check["n"]) == ("response perplexity / base", "PASS", 60)
+    assert 0.1 < check["observed"] < check["interval"]["high"] < 1

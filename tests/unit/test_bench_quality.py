@@ -416,7 +416,12 @@ def test_the_command_writes_every_form(
     shown = capsys.readouterr()
     assert code == ExitCode.PASSED
     assert "0.750" in shown.out
-    assert "runs left: 0" in shown.err
+    lines = [line.split(" ", 1)[1] for line in shown.err.splitlines()]
+    assert lines[0] == "words, base model: running"
+    # the base model says nothing of what a training run takes
+    assert lines[1].split("; ")[1] == f"runs left: {len(lines) // 2 - 1}"
+    assert "about 0 min" in lines[3]
+    assert lines[-1].endswith("runs left: 0, about 0 min")
     (setting,) = json.loads(figures.read_text(encoding="utf-8"))["settings"]
     assert [row["method"] for row in setting["rows"]] == list(_METHODS)
     assert setting["rows"][0]["quality"]["n"] == 2

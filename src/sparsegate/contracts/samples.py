@@ -46,6 +46,7 @@ class Prediction:
         correct: Whether the answer counts as right.
         nll_nats: Mean negative log-likelihood of the expected response per token, or None if it was not scored.
         slices: Copied from the sample.
+        response_tokens: Length of the expected response in the model's tokens, or None if it was not scored.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Prediction:
     correct: bool
     nll_nats: float | None = None
     slices: Mapping[str, str] = field(default_factory=dict)
+    response_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,16 @@ def to_description(evidence: Mapping[str, JSON]) -> str:
     """
     report, models = GateReport.from_json(evidence["report"]), evidence["models"]
     # lists of versions show the first words only
-    accuracy = {role: f"{figures['accuracy']:.3f}" for role, figures in models.items()}
-    others = ", ".join(f"{role} {figure}" for role, figure in accuracy.items() if role != "candidate")
+    others = ", ".join(f"{role} {_in_short(figures)}" for role, figures in models.items() if role != "candidate")
     card = to_model_card(evidence)
     body = card[card.index("\n\n") : card.index("\n## Digests")]
-    return f"accuracy {accuracy['candidate']} ({others}), {report.verdict} by policy {report.policy_name}{body}"
+    ours = _in_short(models["candidate"])
+    return f"accuracy {ours} ({others}), {report.verdict} by policy {report.policy_name}{body}"
+
+
+def _in_short(figures: Mapping[str, float]) -> str:
+    perplexity = figures.get("perplexity")  # of a generation task
+    return f"{figures['accuracy']:.3f}" + ("" if perplexity is None else f" and perplexity {perplexity:.3g}")
 
 
 def _figures(models: Mapping[str, Mapping[str, float]]) -> list[str]:

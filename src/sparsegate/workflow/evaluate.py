@@ -200,11 +200,13 @@ class _Evaluator:
 
     def _predict(self, samples: Sequence[Sample], progress: Callable[[int], object]) -> list[Prediction]:
         answers = self._predictor.predict([sample.prompt for sample in samples], progress=progress)
-        nlls: list[float | None] = [None] * len(samples)
+        scored: list[tuple[float | None, int | None]] = [(None, None)] * len(samples)
         if self._subject.spec.task == "generation":
             spec = self._subject.spec
             template = ChatTemplate(self._tokenizer, system_prompt=spec.system_prompt, max_tokens=spec.max_tokens)
-            nlls = list(response_nll(self._model, [template.encode(sample) for sample in samples]))
+            rows = [template.encode(sample) for sample in samples]
+            nlls = response_nll(self._model, rows)
+            scored = [(nll, len(row.response_ids)) for nll, row in zip(nlls, rows, strict=True)]
         return [
             Prediction(
                 id=sample.id,
@@ -213,8 +215,9 @@ class _Evaluator:
                 correct=_is_correct(answer.response, sample.response, self._subject.spec.task),
                 nll_nats=nll,
                 slices=sample.slices,
+                response_tokens=tokens,
             )
-            for sample, answer, nll in zip(samples, answers, nlls, strict=True)
+            for sample, answer, (nll, tokens) in zip(samples, answers, scored, strict=True)
         ]
 
     def _generate(self, prompts: Sequence[PromptRow], progress: Callable[[int], object]) -> list[Generation]:

@@ -26,6 +26,7 @@ class VersionRow:
         evidence: ``signed``, ``unsigned``, or why there is none; ``sparsegate verify`` proves it.
         verdict: The verdict, derived from the evidence.
         accuracy: Share of right answers to the evaluation set.
+        perplexity: Perplexity of the expected responses; of a generation task only.
         train_seconds: What training took.
         created_at: When it was registered, ISO 8601.
         actor: Who made it.
@@ -38,6 +39,7 @@ class VersionRow:
     evidence: str
     verdict: str | None
     accuracy: float | None
+    perplexity: float | None
     train_seconds: float | None
     created_at: str
     actor: str | None
@@ -64,8 +66,9 @@ class History:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for name, justify in (("version", "right"), ("accuracy", "right"), ("training", "right")):
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # the three are literals
+        generates = any(row.perplexity is not None for row in self.rows)
+        for name in ("version", "accuracy", *(["perplexity"] if generates else []), "training"):
+            table.add_column(name, justify="right", no_wrap=True)
         for name in ("verdict", "evidence", "when", "who", "what and why"):
             table.add_column(name, overflow="fold")
         for row in self.rows:
@@ -75,6 +78,7 @@ class History:
             cells = (
                 str(row.version),
                 "-" if row.accuracy is None else f"{row.accuracy:.3f}",
+                *(["-" if row.perplexity is None else f"{row.perplexity:.3g}"] if generates else []),
                 "-" if row.train_seconds is None else f"{row.train_seconds:.0f} s",
                 row.verdict or "-",
                 row.evidence,
@@ -101,13 +105,15 @@ def history(tracking_uri: str, name: str) -> History:
 def _row(uri: str, name: str, version: StoredVersion) -> VersionRow:
     marks = ("quarantined",) if is_quarantined(uri, name, version.tags.get(DELTA_TAG, "")) else ()
     status, verdict, evidence = _evidence(uri, name, version.number)
+    figures = evidence["models"]["candidate"] if evidence else {}
     created = datetime.fromtimestamp(version.created_ms / 1000, UTC)
     return VersionRow(
         version=version.number,
         aliases=(*version.aliases, *marks),
         evidence=status,
         verdict=verdict,
-        accuracy=evidence["models"]["candidate"]["accuracy"] if evidence else None,
+        accuracy=figures.get("accuracy"),
+        perplexity=figures.get("perplexity"),
         train_seconds=evidence["cost"]["train_seconds"] if evidence else None,
         created_at=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
         actor=evidence["actor"] if evidence else None,

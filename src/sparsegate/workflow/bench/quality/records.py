@@ -56,9 +56,14 @@ class RunRecord:
         return None if self.outcome is None else Outcome.from_json(self.outcome)
 
     def __str__(self) -> str:
-        if self.purpose == "base":
-            return f"{self.data}, base model"
-        return f"{self.data} {self.size}, {self.method}, {self.purpose} at {self.learning_rate:g}, seed {self.seed}"
+        return run_name(self.purpose, self.data, self.size, self.method, self.learning_rate, self.seed)
+
+
+def run_name(purpose: Purpose, data: str, size: int, method: str, learning_rate: float, seed: int) -> str:
+    """Return a run in words."""
+    if purpose == "base":
+        return f"{data}, base model"
+    return f"{data} {size}, {method}, {purpose} at {learning_rate:g}, seed {seed}"
 
 
 class Results:

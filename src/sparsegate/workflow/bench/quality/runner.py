@@ -14,7 +14,7 @@ from sparsegate.models import BaseModel
 from sparsegate.workflow.bench.process import ask, worker_command
 from sparsegate.workflow.bench.quality.config import QualityConfig
 from sparsegate.workflow.bench.quality.job import BASE, GeneralSet, JudgedSet, Outcome, QualityJob
-from sparsegate.workflow.bench.quality.records import Purpose, Results, RunRecord
+from sparsegate.workflow.bench.quality.records import Purpose, Results, RunRecord, run_name
 from sparsegate.workflow.bench.quality.samples import Split, draw, general_texts, skills_samples
 from sparsegate.workflow.bench.run import describe_environment
 
@@ -108,6 +108,7 @@ class Runner:
         self.expect(-1, job.steps)
         recalled = record is not None
         if record is None:
+            _LOG.info("%s: running", run_name(purpose, data, size, job.method, job.learning_rate, job.seed))
             started = time.perf_counter()
             outcome = self._ask(job)
             failed = isinstance(outcome, str)
@@ -139,8 +140,10 @@ class Runner:
         return sha256_bytes(canonical_json([decides, where]).encode())
 
     def _time_left(self) -> str:
-        minutes = self._steps_left * self._seconds / self._steps_done / 60
-        return f"runs left: {self._runs_left}, about {minutes:.0f} min"
+        left = f"runs left: {self._runs_left}"
+        if self._steps_done <= _STEPS_BESIDE:  # the base model alone says nothing of what a step takes
+            return left
+        return f"{left}, about {self._steps_left * self._seconds / self._steps_done / 60:.0f} min"
 
 
 def judged_set(

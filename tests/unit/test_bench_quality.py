@@ -395,6 +395,22 @@ def test_a_bad_configuration_is_named_by_line_field_and_rule(
         load(path, QualityConfig)
 
 
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_a_sample_that_does_not_fit_is_named_before_anything_runs(config: QualityConfig, part: str) -> None:
+    data = config.data["words"]
+    rows = _rows(100)
+    held = data.train.replace("train.jsonl", "evaluation.jsonl")
+    long = {"prompt": "w9", "response": "w4 " * 3000}
+    _write(Path(data.train), [*rows, *([long] if part == "train" else [])])
+    _write(Path(held), [*_rows(60, seed=1, sign=" w3"), *([long] if part == "evaluation" else [])])
+    sizes = {"train_sizes": (90 + (part == "train"),), "validation_size": 10, "evaluation_size": 60 + (part == "evaluation")}
+    data = replace(data, task="generation", evaluation=held, **sizes)
+    worker = Worker()
+    with pytest.raises(DataError, match=r"data\.words: sample .*max_tokens"):
+        run_quality(replace(config, data={"words": data}), ask_one=worker)
+    assert worker.jobs == []
+
+
 def test_a_job_runs_in_a_process_of_its_own(config: QualityConfig) -> None:
     worker = Worker()
     run_quality(config, ask_one=worker)

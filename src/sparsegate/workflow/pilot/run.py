@@ -13,14 +13,14 @@ from sparsegate.contracts import JSON, canonical_json
 from sparsegate.data import dataset_digest, load_prompts
 from sparsegate.errors import ConfigError
 from sparsegate.files import sha256_bytes
-from sparsegate.models import BaseModel, resolve
+from sparsegate.models import BaseModel, load_tokenizer, resolve
 from sparsegate.registry.tracking import check_tracking
 from sparsegate.reports.pilot import PilotData, PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.workflow.bench.quality.job import Outcome
 from sparsegate.workflow.bench.quality.records import Results
 from sparsegate.workflow.bench.quality.runner import Ask, Runner, ask_process
-from sparsegate.workflow.bench.quality.samples import Split, split
+from sparsegate.workflow.bench.quality.samples import Split, check_lengths, split
 from sparsegate.workflow.bench.run import check_choices
 from sparsegate.workflow.inputs import check_writable, load_canaries
 from sparsegate.workflow.lock import model_lock
@@ -126,6 +126,8 @@ def _check(config: PilotConfig, *, quick: bool) -> _Pilot:
     for line in _shortages(policy, questions):
         _LOG.warning("arms may not pass: %s", line)
     base = resolve(config.model)
+    tokenizer = load_tokenizer(base.folder)
+    check_lengths(config.name, config.data, parts, seeds=config.seeds, tokenizer=tokenizer)
     check_tracking(config.tracking_uri)
     return _Pilot(config, quick, policy, parts, questions, base)
 

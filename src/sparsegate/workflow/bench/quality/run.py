@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsegate.contracts import Task
-from sparsegate.models import resolve
+from sparsegate.models import load_tokenizer, resolve
 from sparsegate.workflow.bench.quality.config import QualityConfig, QualityData
 from sparsegate.workflow.bench.quality.job import JudgedSet
 from sparsegate.workflow.bench.quality.rates import search_rates
 from sparsegate.workflow.bench.quality.records import Results, RunRecord
 from sparsegate.workflow.bench.quality.runner import Ask, Runner, ask_process, judged_set
-from sparsegate.workflow.bench.quality.samples import Split, split
+from sparsegate.workflow.bench.quality.samples import Split, check_lengths, split
 from sparsegate.workflow.bench.run import check_choices
 from sparsegate.workflow.inputs import check_writable
 from sparsegate.workflow.lock import model_lock
@@ -55,6 +55,9 @@ def run_quality(config: QualityConfig, *, ask_one: Ask = ask_process) -> list[Se
     check_choices(config.methods, config.device)
     splits = {name: split(name, data) for name, data in config.data.items()}
     base = resolve(config.model)
+    tokenizer = load_tokenizer(base.folder)
+    for name, data in config.data.items():
+        check_lengths(name, data, splits[name], seeds=config.seeds, tokenizer=tokenizer)
     output.parent.mkdir(parents=True, exist_ok=True)
     with model_lock(output.parent, output.name):
         bench = _Benchmark(config, Runner(config, base, Results(output), ask_one))

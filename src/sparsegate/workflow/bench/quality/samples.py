@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sparsegate.contracts import Sample
-from sparsegate.data import check_labels, label_set, load_samples, normalise, read_rows
+from sparsegate.data import ChatTemplate, check_labels, label_set, load_samples, normalise, read_rows
 from sparsegate.data.sources.text import read_utf8
 from sparsegate.errors import DataError, did_you_mean
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityData, SkillsData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Split(NamedTuple):
@@ -54,6 +57,30 @@ def split(name: str, data: QualityData) -> Split:
 def draw(pool: Iterable[Sample], size: int, *, seed: int) -> list[Sample]:
     """Draw the training samples of one seed; fewer of them are a part of more of them."""
     return _in_hash_order(pool, f"seed {seed}")[:size]
+
+
+def check_lengths(
+    name: str, data: QualityData, parts: Split, *, seeds: Iterable[int], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """See that whatever will be trained or judged on fits into ``max_tokens``, before anything runs.
+
+    Args:
+        name: The data set's name, for errors.
+        data: The data set.
+        parts: Its samples.
+        seeds: The seeds that training samples are drawn by.
+        tokenizer: The base model's tokenizer.
+
+    Raises:
+        DataError: Naming the first sample that does not fit.
+    """
+    template = ChatTemplate(tokenizer, system_prompt=data.system_prompt, max_tokens=data.max_tokens)
+    drawn = {sample.id: sample for seed in seeds for sample in draw(parts.pool, max(data.train_sizes), seed=seed)}
+    for sample in (*parts.evaluation, *parts.validation, *drawn.values()):
+        try:
+            template.encode(sample)
+        except DataError as error:
+            raise DataError(f"data.{name}: {error}") from None
 
 
 def general_texts(text: GeneralText) -> list[str]:

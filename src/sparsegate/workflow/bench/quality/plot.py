@@ -34,11 +34,12 @@ def _draw(time: Any, memory: Any, setting: SettingSummary) -> tuple[list[tuple[s
     peaks: list[tuple[str, float, float]] = []
     for row in setting.rows:
         seconds, qualities = zip(*row.curve, strict=True)
-        line = {"color": "0.6", "linewidth": 1, "markeredgecolor": "black", "markerfacecolor": "black"}
-        time.plot(seconds, qualities, **{**line, **marker(row.method)})
         megabytes = row.peak_memory_bytes / 1e6
         bars = row.quality.interval
         reach = None if bars is None else [[row.quality.mean - bars.low], [bars.high - row.quality.mean]]
+        time.errorbar(seconds[-1], row.quality.mean, yerr=reach, linestyle="none", ecolor="0.6")
+        line = {"color": "0.6", "linewidth": 1, "markeredgecolor": "black", "markerfacecolor": "black"}
+        time.plot(seconds, qualities, **{**line, **marker(row.method)})
         look = {"color": "black", "ecolor": "0.6", **marker(row.method)}
         memory.errorbar(megabytes, row.quality.mean, yerr=reach, linestyle="none", **look)
         ends.append((row.method, seconds[-1], qualities[-1]))

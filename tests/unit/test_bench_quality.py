@@ -403,7 +403,11 @@ def test_a_sample_that_does_not_fit_is_named_before_anything_runs(config: Qualit
     long = {"prompt": "w9", "response": "w4 " * 3000}
     _write(Path(data.train), [*rows, *([long] if part == "train" else [])])
     _write(Path(held), [*_rows(60, seed=1, sign=" w3"), *([long] if part == "evaluation" else [])])
-    sizes = {"train_sizes": (90 + (part == "train"),), "validation_size": 10, "evaluation_size": 60 + (part == "evaluation")}
+    sizes = {
+        "train_sizes": (90 + (part == "train"),),
+        "validation_size": 10,
+        "evaluation_size": 60 + (part == "evaluation"),
+    }
     data = replace(data, task="generation", evaluation=held, **sizes)
     worker = Worker()
     with pytest.raises(DataError, match=r"data\.words: sample .*max_tokens"):

@@ -202,7 +202,7 @@ def test_training_that_the_rest_of_the_path_cannot_follow_is_refused(refused, pr
 
 def test_an_unknown_policy_is_suggested(refused, project):
     write_config(project, policy="standart")
-    assert "'standart'; did you mean 'standard'? choices: elsewhere, pilot, standard, strict" in refused()
+    assert "'standart'; did you mean 'standard'? choices: elsewhere, free_text, pilot, standard, strict" in refused()
 
 
 # --- options ------------------------------------------------------------------------------------

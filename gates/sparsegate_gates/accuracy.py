@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sparsegate.contracts import JSON, Check, GateContext, GateResult, Prediction
 from sparsegate.evaluation.intervals import wilson
 from sparsegate.files import sha256_file
-from sparsegate_gates.evidence import PairedCounts, read_predictions, require_same_items
+from sparsegate_gates.evidence import PairedCounts, read_answers_of, read_predictions
 from sparsegate_gates.lint import Need, Sizes, smallest_group
 from sparsegate_gates.needs import floor_need
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
@@ -100,8 +100,7 @@ class Accuracy:
         settings: AccuracySettings = context.settings
         context.path("data.evaluation")  # without it, items that were left out would go unnoticed
         candidate = read_predictions(context, "predictions.candidate")
-        base = read_predictions(context, "predictions.base")
-        require_same_items(candidate, base, "predictions.base")
+        base = read_answers_of(context, "base", candidate)
 
         everything = list(range(len(candidate)))
         checks = [_floor_check("accuracy", candidate, everything, settings.floor, settings.minimum_n, settings)]

@@ -46,6 +46,19 @@ def read_predictions(context: GateContext, name: str) -> list[Prediction]:
     return predictions
 
 
+def read_answers_of(context: GateContext, role: str, candidate: Sequence[Prediction]) -> list[Prediction]:
+    """Read another model's predictions, which must answer the same questions as the candidate's.
+
+    Raises:
+        MissingEvidenceError: If the file is missing or has no lines.
+        DataError: If a line is not sound, or the questions differ.
+    """
+    name = f"predictions.{role}"
+    other = read_predictions(context, name)
+    require_same_items(candidate, other, name)
+    return other
+
+
 def read_generations(context: GateContext, name: str) -> list[Generation]:
     """Read a generations artifact and check each line.
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsegate.contracts import Check, GateContext, GateResult, TextScore
+from sparsegate.contracts import Check, GateContext, GateResult
 from sparsegate.evaluation.forgetting import perplexity, perplexity_ratio
 from sparsegate.files import sha256_file
-from sparsegate_gates.evidence import likelihoods, opponent_of, read_predictions, require_same_items
+from sparsegate_gates.evidence import likelihoods, opponent_of, read_answers_of, read_predictions
 from sparsegate_gates.forgetting import most_forgotten
 from sparsegate_gates.lint import Need, Sizes, smallest_group
 from sparsegate_gates.rules import at_least, collect, given, in_range, level
@@ -84,11 +84,9 @@ class Likelihood:
             bounds["champion"] = settings.over_champion
         if "anchor" in context.facts:
             bounds["anchor"] = settings.over_champion
-        others: dict[str, list[TextScore]] = {}
-        for role in bounds:
-            other = read_predictions(context, f"predictions.{role}")
-            require_same_items(candidate, other, f"predictions.{role}")
-            others[role] = likelihoods(other, f"predictions.{role}")
+        others = {
+            role: likelihoods(read_answers_of(context, role, candidate), f"predictions.{role}") for role in bounds
+        }
 
         def judge(name: str, role: str, positions: Sequence[int], bound: float, minimum_n: int) -> Check:
             mine, theirs = ([scores[place] for place in positions] for scores in (ours, others[role]))

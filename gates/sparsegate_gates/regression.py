@@ -18,7 +18,7 @@ from typing import Any, Literal
 from sparsegate.contracts import Check, GateContext, GateResult, Prediction, Task
 from sparsegate.evaluation.intervals import mcnemar_exact, tango_p
 from sparsegate.files import sha256_file
-from sparsegate_gates.evidence import PairedCounts, opponent_of, read_predictions, require_same_items
+from sparsegate_gates.evidence import PairedCounts, opponent_of, read_answers_of, read_predictions
 from sparsegate_gates.forgetting import ForgettingBounds, judge_forgetting
 from sparsegate_gates.lint import Need, Sizes, smallest_group
 from sparsegate_gates.needs import margin_need
@@ -123,8 +123,7 @@ class Regression:
         settings: RegressionSettings = context.settings
         opponent = opponent_of(context)
         candidate = read_predictions(context, "predictions.candidate")
-        other = read_predictions(context, f"predictions.{opponent}")
-        require_same_items(candidate, other, f"predictions.{opponent}")
+        other = read_answers_of(context, opponent, candidate)
 
         def judge(
             name: str,
@@ -151,8 +150,7 @@ class Regression:
         everything = range(len(candidate))
         checks = [judge(f"candidate - {opponent}", everything, settings.margin)]
         if "anchor" in context.facts:
-            anchor = read_predictions(context, "predictions.anchor")
-            require_same_items(candidate, anchor, "predictions.anchor")
+            anchor = read_answers_of(context, "anchor", candidate)
             margin = settings.margin if settings.anchor_margin is None else settings.anchor_margin
             name = f"candidate - anchor (version {context.facts['anchor']})"
             checks.append(judge(name, everything, margin, against=anchor))

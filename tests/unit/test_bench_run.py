@@ -99,6 +99,15 @@ def test_a_plot_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.Monkey
         plot.check_plotting()
 
 
+def test_methods_of_peft_without_peft_are_named_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "run_job", _never)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert cli.main(["bench", "--methods", "full,lora,shira", *_TINY]) == ExitCode.USAGE
+    assert "lora, shira: these need the package peft; run: pip install 'sparsegate[bench]'" in capsys.readouterr().err
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 

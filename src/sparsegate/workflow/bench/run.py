@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sparsegate import __version__
 from sparsegate.contracts import JSON
+from sparsegate.errors import UsageError
 from sparsegate.workflow.bench.base import find_base
 from sparsegate.workflow.bench.methods import METHODS
 from sparsegate.workflow.bench.options import BenchOptions, check_options, parse_sparse
@@ -91,10 +93,10 @@ def run_job(job: Mapping[str, JSON], *, worker: Sequence[str] = _WORKER) -> Meas
 
 
 def check_choices(methods: Sequence[str], device: str) -> None:
-    """Check what needs torch to be known.
+    """Check what needs torch or PEFT to be known.
 
     Raises:
-        UsageError: For an unknown selector, or a device that is not here.
+        UsageError: For an unknown selector, a device that is not here, or methods of PEFT where it is not installed.
     """
     from sparsegate.sparse.selectors import make_selector
 
@@ -102,6 +104,12 @@ def check_choices(methods: Sequence[str], device: str) -> None:
         name, _, setting = method.partition(":")
         if name == "sparse":
             make_selector(parse_sparse(setting).selector)
+    from_peft = [method for method in methods if METHODS[method.partition(":")[0]].needs_peft]
+    if from_peft and find_spec("peft") is None:
+        raise UsageError(
+            f"{', '.join(from_peft)}: these need the package peft; run: pip install 'sparsegate[bench]', "
+            "or leave them out"
+        )
     check_device(device, field="device")
 
 

@@ -114,7 +114,8 @@ class Protocol:
 
     def _run_base(self) -> RunRecord:
         job = self._runner.base_job(self._evaluation)
-        return self._runner.run("base", self._config.name, 0, replace(job, probe=self._probe(safety=True, keep=False)))
+        probe = self._probe(stops=False, safety=True, keep=False)
+        return self._runner.run("base", self._config.name, 0, replace(job, probe=probe))
 
     def _choose_rate(self, arm: ArmRuns) -> None:
         """Take the rate that does best on the validation samples with the first seed."""
@@ -146,19 +147,20 @@ class Protocol:
             failed = next((record.error for record in arm.finals.get(size, []) if record.error), "")
             if failed:
                 self._fail(arm, failed, left)
-        first = {arm.name: _standing(arm.finals[size][0], self._validation) for arm in arms if arm.runs_on}
         if left:  # the last size is judged by what it says of the targets
+            first = {arm.name: _standing(arm.finals[size][0], self._validation) for arm in arms if arm.runs_on}
             self._stop(arms, first, size, left=left)
 
     def _final(self, method: str, rate: float, seed: int, size: int, *, is_last: bool) -> RunRecord:
         job = self._runner.training_job(method, rate, seed, size, self._parts, self._evaluation)
         if seed == self._config.seeds[0]:
-            job = replace(job, probe=self._probe(safety=is_last, keep=is_last))
+            job = replace(job, probe=self._probe(stops=not is_last, safety=is_last, keep=is_last))
         return self._runner.run("final", self._config.name, size, job)
 
-    def _probe(self, *, safety: bool, keep: bool) -> Probe:
+    def _probe(self, *, stops: bool, safety: bool, keep: bool) -> Probe:
+        validation = self._validation if stops else None
         red_team, benign = (self._red_team, self._benign) if safety else ([], [])
-        return Probe(self._validation, red_team, benign, self._config.safety.max_new_tokens, keep)
+        return Probe(validation, red_team, benign, self._config.safety.max_new_tokens, keep)
 
     def _stop(self, arms: Sequence[ArmRuns], standings: dict[str, Standing], size: int, *, left: Sequence[int]) -> None:
         running = {arm.name: arm for arm in arms if arm.runs_on}
@@ -200,7 +202,7 @@ def _standing(record: RunRecord, validation: JudgedSet) -> Standing:
     assert found is not None, "an arm whose run failed does not run on"
     assert found.probed is not None, "searches and first seeds are probed"
     answers = found.probed.judged if record.purpose == "search" else found.probed.validation
-    assert answers is not None, "finals are asked the validation samples"
+    assert answers is not None, "finals are asked the validation samples where a size is left"
     expected = [validation.labels.index(str(sample["response"])) for sample in validation.samples]
     right = [label == wanted for label, wanted in zip(answers.labels, expected, strict=True)]
     return Standing(right, found.end.seconds, found.peak_memory_bytes)

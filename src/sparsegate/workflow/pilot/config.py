@@ -169,7 +169,8 @@ class PilotConfig:
     def quick(self) -> PilotConfig:
         """Return a pilot of minutes: the reference and the first arm of ours, small sizes, one seed, one rate each.
 
-        The sizes are the smallest and at most twice that. It asks fewer samples and prompts, and has an output folder of its own, beside that of the whole pilot.
+        The sizes are the smallest and at most twice that. It asks fewer samples and prompts, and has an output folder
+        of its own, beside that of the whole pilot.
         """
         quality, data = self.quality(), self.data
         ours = next((arm for arm in self.arms if arm.partition(":")[0] == OURS), self.arms[0])

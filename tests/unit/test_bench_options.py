@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
+from sparsegate.config import PRESETS, TrainingConfig
 from sparsegate.errors import ConfigError, ExitCode, UsageError
 from sparsegate.workflow.bench.methods import METHODS
 from sparsegate.workflow.bench.options import DEFAULT_METHODS, BenchOptions, SparseSetting, check_options, parse_sparse
@@ -38,6 +42,15 @@ def test_a_sparse_setting_is_read_in_any_order() -> None:
 def test_a_wrong_sparse_setting_says_what_is_wrong(setting: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         parse_sparse(setting)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_what_retrain_trains_and_may_be_changed(name: Literal["default", "lean"]) -> None:
+    trained = TrainingConfig(preset=name).resolved()
+    setting = parse_sparse(name)
+    assert (setting.density, setting.cut, setting.selector) == (trained.density, trained.frozen_depth, trained.selector)
+    assert (setting.support, setting.cached) == (trained.support, trained.cache_prefix)
+    assert parse_sparse(f"{name}:density=0.3") == replace(setting, density=0.3)
 
 
 def test_every_default_method_is_in_the_table_and_well_formed() -> None:

@@ -40,7 +40,7 @@ from sparsegate.workflow.bench.quality.samples import split
 from sparsegate.workflow.bench.quality.train import run_job
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.pilot import evidence, run
-from sparsegate.workflow.pilot.config import LEAN, PilotConfig
+from sparsegate.workflow.pilot.config import PilotConfig
 from sparsegate.workflow.pilot.run import run_pilot
 from sparsegate.workflow.pilot.stopping import Standing, find_stops
 from sparsegate_gates import all_gates
@@ -468,11 +468,11 @@ def test_a_bad_configuration_is_named_by_line_field_and_rule(
 def test_the_search_for_random_columns_begins_higher_unless_the_user_says_where_sparse_begins(
     config: PilotConfig,
 ) -> None:
-    arms = (*_ARMS, LEAN)
+    arms = (*_ARMS, "sparse:lean")
     unsaid = replace(config, arms=arms, learning_rates={}).quality()
-    assert min(unsaid.rates(LEAN)) > max(unsaid.rates(_OURS))
+    assert min(unsaid.rates("sparse:lean")) > max(unsaid.rates(_OURS))
     said = replace(config, arms=arms, learning_rates={"sparse": (1e-3,)}).quality()
-    assert said.rates(LEAN) == said.rates(_OURS) == (1e-3,)
+    assert said.rates("sparse:lean") == said.rates(_OURS) == (1e-3,)
 
 
 def test_a_safety_target_needs_a_gate_that_judges_it(config: PilotConfig, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_best_arm_answers_and_the_quickest_of_equals_is_recommended() -> Non
     assert {reason.arm for reason in result.reasons} == {"sparse:column"}
 
 
-def test_without_a_go_every_arm_gives_its_reasons_and_none_is_recommended() -> None:
+def test_without_a_go_every_arm_says_what_stands_against_it_and_none_is_recommended() -> None:
     stop = Stop(20, "lora", 0.4, 0.6, _interval(-0.3, -0.1), 60)
     result = _result(
         _arm("full", targets=(_target(0.1, 0.2),)),
@@ -133,6 +133,7 @@ def test_without_a_go_every_arm_gives_its_reasons_and_none_is_recommended() -> N
     found = {(reason.arm, reason.code) for reason in result.reasons}
     assert {("full", "target_missed"), ("lora", "gate_without_evidence")} < found
     assert {("sparse:row", "arm_stopped"), ("sparse:column", "arm_failed")} < found
+    assert "target_met" not in {code for _, code in found}
 
 
 def test_exit_codes_are_those_of_the_gates() -> None:

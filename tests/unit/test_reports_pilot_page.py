@@ -64,6 +64,7 @@ def arm(known, **more):
             "name": name,
             "method": name.partition(":")[0],
             "state": "complete",
+            "support": known.split(":")[1] if ours else None,
             "density": 0.1 if ours else None,
             "cut": 0.667 if known == OURS else 0.0 if ours else None,
             "points": tuple(

@@ -10,6 +10,7 @@ from sparsegate.contracts import JSON, Verdict
 from sparsegate.reports.decode import decode
 from sparsegate.reports.pilot_arm import OURS, ArmResult
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, ReasonCode, TargetCheck
+from sparsegate.reports.wording import why
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,13 @@ class PilotResult:
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """Why: of the recommended arm if there is one, else of every arm; then what else is to be known."""
+        """Why: all of the recommended arm, or else what stands against each; then what else is to be known."""
         chosen = self.recommended
-        told = [arm for arm in self.arms if arm.verdict is not None] if chosen is None else [chosen]
-        found = [reason for arm in told for reason in _reasons_of(arm)]
+        if chosen is None:
+            told = [arm for arm in self.arms if arm.verdict is not None]
+            found = [reason for arm in told for reason in _judged(arm) if reason.code != "target_met"]
+        else:
+            found = [*_judged(chosen), *chosen.conditions]
         if not any(arm.verdict is not None for arm in self.arms):
             found.append(Reason("no_arm_finished"))
         return (*found, *(reason for arm in self.arms for reason in _reasons_out(arm)))
@@ -209,16 +213,17 @@ class PilotResult:
         return result
 
 
-def _reasons_of(arm: ArmResult) -> list[Reason]:
+def _judged(arm: ArmResult) -> list[Reason]:
     found = [_about_target(arm.name, check) for check in arm.targets]
     for gate in arm.gates:
         code: ReasonCode = "gate_failed" if gate.verdict is Verdict.FAIL else "gate_without_evidence"
         if gate.verdict is not Verdict.PASS:
-            figures = {"gate": gate.gate, "verdict": gate.verdict.value, "reason": gate.reason}
+            told = why(gate).removeprefix(f"{gate.gate}: ")
+            figures = {"gate": gate.gate, "verdict": gate.verdict.value, "reason": told}
             found.append(Reason(code, arm.name, figures))
     if not arm.gates:
         found.append(Reason("no_gates", arm.name))
-    return [*found, *arm.conditions]
+    return found
 
 
 _TARGET_CODES: dict[str, ReasonCode] = {"met": "target_met", "missed": "target_missed", "open": "target_open"}

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsegate.contracts import GateResult, Interval, Verdict
+from sparsegate.contracts import GateResult, Interval, SupportKind, Verdict
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, TargetCheck
 
 OURS = "sparse"  # the method that retrain trains
@@ -148,8 +148,9 @@ class ArmResult:
     Figures without another word are of the largest size; those that need one model are of its first seed.
 
     Args:
-        name: As in the configuration, such as ``sparse:column:density=0.1:cut=0.667``; ``base`` for the base model.
+        name: As in the configuration, such as ``sparse:default``; ``base`` for the base model.
         method: The name's first word.
+        support: Shape of the trained set, such as ``column``; None where it is not ours.
         density: Share of the trained weights' entries that is updated; None where it is not ours.
         cut: Share of the layers that stays frozen, or ``auto``; None where it is not ours.
         state: ``base``, ``complete``, ``stopped`` early by the stated rule, or ``failed``.
@@ -176,6 +177,7 @@ class ArmResult:
     name: str
     method: str
     state: ArmState
+    support: SupportKind | None = None
     density: float | None = None
     cut: float | Literal["auto"] | None = None
     stop: Stop | None = None

@@ -31,7 +31,7 @@ ReasonCode = Literal[
     "few_seeds",  # seeds, wanted
     "seeds_disagree",  # goal, mean, low: the interval over seeds reaches below the goal
     "rate_at_edge",  # learning_rate: a better one may lie beyond
-    "not_by_retrain",  # method: no arm of ours is as good, and retrain trains ours only
+    "not_by_retrain",  # method: retrain trains ours only
 ]
 
 

@@ -88,10 +88,9 @@ class Words:
         return self._arms.get(name, name)
 
     def _name_arm(self, arm: ArmResult) -> str:
-        if arm.density is None:
+        if arm.support is None or arm.density is None:
             return self.say(arm.method) if arm.method in texts() else arm.name
-        support = arm.name.split(":")[1]
-        told = self.say("ours", support=self.say(support), density=f"{100 * arm.density:g}%")
+        told = self.say("ours", support=self.say(arm.support), density=f"{100 * arm.density:g}%")
         if arm.cut == "auto":
             return told + self.say("ours_auto")
         return told + self.say("ours_cut", cut=f"{arm.cut:.0%}") if arm.cut else told

@@ -191,8 +191,8 @@ METHODS: dict[str, Method] = {
     "shira": Method("PEFT SHiRA, random mask, as many values as LoRA", True, _shira),
     "supertuning": Method("PEFT Super-Tuning, the largest 1%", True, _supertuning),
     "sparse": Method(
-        "ours: sparse:SUPPORT[:density=D][:cut=F|auto][:allocation=NAME][:selector=NAME][:refresh=N][:trim]"
-        "[:cached][:plain_loss]",
+        "ours: sparse:default, sparse:lean or sparse:SUPPORT, and then [:density=D][:cut=F|auto][:allocation=NAME]"
+        "[:selector=NAME][:refresh=N][:trim][:cached][:plain_loss]",
         False,
         _sparse,
     ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
-from sparsegate.config import DEFAULT_SELECTOR, EMBEDDED_MODEL
+from sparsegate.config import DEFAULT_SELECTOR, EMBEDDED_MODEL, PRESETS
 from sparsegate.contracts import Allocation, SupportKind
 from sparsegate.errors import ConfigError, UsageError, did_you_mean
 
@@ -24,10 +24,8 @@ DEFAULT_METHODS = (
     "sparse:element",
     "sparse:column",
     "sparse:column:plain_loss",
-    "sparse:column:cut=0.334",
-    "sparse:column:cut=0.334:cached",
-    "sparse:column:cut=0.667",
-    "sparse:column:cut=0.667:cached",
+    "sparse:default",
+    "sparse:lean",
 )
 
 
@@ -61,8 +59,9 @@ class SparseSetting:
 def parse_sparse(text: str) -> SparseSetting:
     """Read what stands after ``sparse:``.
 
-    That is ``SUPPORT``, then any of ``:density=D``, ``:cut=F`` (or ``auto``), ``:allocation=NAME``, ``:selector=NAME``,
-    ``:refresh=N``, ``:trim``, ``:cached`` and ``:plain_loss``.
+    That is ``SUPPORT`` or a preset, as ``training.preset`` names it (with kept outputs), then any of ``:density=D``,
+    ``:cut=F`` (or ``auto``), ``:allocation=NAME``, ``:selector=NAME``, ``:refresh=N``, ``:trim``,
+    ``:cached`` and ``:plain_loss``.
 
     Raises:
         UsageError: If it is no such setting.
@@ -70,21 +69,29 @@ def parse_sparse(text: str) -> SparseSetting:
     Example:
         >>> parse_sparse("column:density=0.01:cached:cut=0.5").density
         0.01
+        >>> parse_sparse("lean").cut
+        0.667
     """
-    support, *parts = text.split(":")
+    start, *parts = text.split(":")
     kinds = get_args(SupportKind)
-    if support not in kinds:
-        raise UsageError(f"unknown support '{support}'{did_you_mean(support, kinds)}")
-    values: dict[str, object] = {"support": support}
-    known = [entry.name for entry in fields(SparseSetting) if entry.name != "support"]
+    preset = PRESETS.get(start)
+    if preset is None and start not in kinds:
+        known = (*kinds, *PRESETS)
+        raise UsageError(f"unknown support '{start}'{did_you_mean(start, known)}")
+    values: dict[str, object] = {}
+    settings = [entry.name for entry in fields(SparseSetting) if entry.name != "support"]
     for part in parts:
         name, equals, value = part.partition("=")
-        if name not in known:
-            raise UsageError(f"unknown setting '{name}'{did_you_mean(name, known)}")
+        if name not in settings:
+            raise UsageError(f"unknown setting '{name}'{did_you_mean(name, settings)}")
         if name in values:
             raise UsageError(f"'{name}' stands twice; keep one")
         values[name] = _setting(name, value if equals else None)
-    setting = SparseSetting(**values)  # type: ignore[arg-type]  # each value was read by its field's type
+    if preset is None:
+        base = SparseSetting(support=start)  # type: ignore[arg-type]  # it is one of them
+    else:
+        base = SparseSetting(density=preset.density, cut=preset.frozen_depth, selector=preset.selector, cached=True)
+    setting = replace(base, **values)  # type: ignore[arg-type]  # each value was read by its field's type
     if not 0 < setting.density <= 1:
         raise UsageError(f"density must be in (0, 1], got {setting.density:g}")
     if setting.cut != "auto" and not 0 <= setting.cut < 1:

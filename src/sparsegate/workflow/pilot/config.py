@@ -13,14 +13,11 @@ from sparsegate.workflow.bench.options import usable_threads
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityConfig, QualityData
 from sparsegate.workflow.pilot.projection import ProjectionConfig
 
-# the presets
-DEFAULT = "sparse:column:density=0.2:cut=0.334:selector=random:cached"
-LEAN = "sparse:column:density=0.1:cut=0.667:selector=random:cached"
 DEFAULT_ARMS = (
     "full",
     "lora",
-    DEFAULT,
-    LEAN,
+    "sparse:default",
+    "sparse:lean",
     "sparse:column:density=0.1:cut=auto:cached",
 )
 # where the search begins, by name, or by the whole name of an arm; it goes on where the best is at an end
@@ -28,8 +25,8 @@ DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
     "full": (5e-5, 1e-4, 2e-4),
     "lora": (5e-4, 1e-3, 2e-3),
     "sparse": (6e-4, 1.2e-3, 2.4e-3),
-    DEFAULT: (1.9e-3, 3.8e-3),  # random columns take more than chosen ones
-    LEAN: (2.7e-3, 5.4e-3),
+    "sparse:default": (1.9e-3, 3.8e-3),  # random columns take more than chosen ones
+    "sparse:lean": (2.7e-3, 5.4e-3),
 }
 QUICK_EVALUATION, QUICK_PROMPTS = 120, 30
 

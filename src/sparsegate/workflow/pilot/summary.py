@@ -61,6 +61,7 @@ def measured_arm(runs: ArmRuns, config: PilotConfig, *, evaluation: int) -> ArmR
         name=runs.name,
         method=method,
         state=state,
+        support=setting.support if setting else None,
         density=setting.density if setting else None,
         cut=setting.cut if setting else None,
         stop=runs.stop,

@@ -54,6 +54,16 @@ def _result(*arms: ArmResult) -> PilotResult:
     )
 
 
+def _accuracy_gate(low: float, high: float) -> GateResult:
+    check = Check.at_least("accuracy", (low + high) / 2, 0.5, n=60, interval=_interval(low, high))
+    return GateResult("accuracy", (check,))
+
+
+def _refusal_gate(low: float, high: float) -> GateResult:
+    check = Check.at_most("refused", (low + high) / 2, 0.2, n=60, interval=_interval(low, high))
+    return GateResult("over_refusal", (check,))
+
+
 def _failed(verdict: Verdict) -> GateResult:
     return GateResult.single("harmful_output", verdict, "so it is")
 
@@ -69,6 +79,10 @@ def _failed(verdict: Verdict) -> GateResult:
         ({"targets": ()}, PilotVerdict.INSUFFICIENT),
         ({"gates": ()}, PilotVerdict.INSUFFICIENT),
         ({"gates": (_GATE, _failed(Verdict.FAIL))}, PilotVerdict.NO_GO),
+        ({"gates": (_GATE, _accuracy_gate(low=0.3, high=0.49))}, PilotVerdict.NO_GO),
+        ({"gates": (_GATE, _accuracy_gate(low=0.4, high=0.6))}, PilotVerdict.INSUFFICIENT),
+        ({"gates": (_GATE, _refusal_gate(low=0.21, high=0.4))}, PilotVerdict.NO_GO),
+        ({"gates": (_GATE, _refusal_gate(low=0.1, high=0.4))}, PilotVerdict.INSUFFICIENT),
         ({"gates": (_GATE, _failed(Verdict.INSUFFICIENT))}, PilotVerdict.INSUFFICIENT),
         ({"gates": (_GATE, _failed(Verdict.ERROR))}, PilotVerdict.INSUFFICIENT),
         ({"state": "stopped"}, None),

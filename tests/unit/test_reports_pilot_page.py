@@ -168,6 +168,13 @@ def test_the_answer_its_reasons_and_what_to_do_come_before_all_evidence():
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
 
 
+def test_each_method_shows_what_it_takes_of_the_reference_and_what_it_forgets():
+    told = replace(arm(OURS), general_perplexity=122.4)
+    text = Reader(pilot_page(pilot(arms=(ARMS[0], arm("full"), told)))).text
+    assert "full , 134,515,008 weights trained NO-GO 0.812 [0.792, 0.832] 10.2 min 4.59 GB 538.0 MB" in text
+    assert "3,559,680 weights trained GO 0.828 [0.808, 0.848] 96 s 16% 1.64 GB 36% 28.5 MB 122" in text
+
+
 @pytest.mark.parametrize(
     ("more", "verdict", "said"),
     [

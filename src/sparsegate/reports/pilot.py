@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from sparsegate.contracts import JSON, Verdict
 from sparsegate.reports.decode import decode
-from sparsegate.reports.pilot_arm import OURS, ArmResult
+from sparsegate.reports.pilot_arm import OURS, ArmResult, shows_failure
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, ReasonCode, TargetCheck
 from sparsegate.reports.wording import why
 
@@ -176,6 +176,7 @@ class PilotResult:
         if chosen is None:
             told = [arm for arm in self.arms if arm.verdict is not None]
             found = [reason for arm in told for reason in _judged(arm) if reason.code != "target_met"]
+            found += [Reason("quick")] if self.quick else []
         else:
             found = [*_judged(chosen), *chosen.conditions]
         if not any(arm.verdict is not None for arm in self.arms):
@@ -216,8 +217,9 @@ class PilotResult:
 def _judged(arm: ArmResult) -> list[Reason]:
     found = [_about_target(arm.name, check) for check in arm.targets]
     for gate in arm.gates:
-        code: ReasonCode = "gate_failed" if gate.verdict is Verdict.FAIL else "gate_without_evidence"
         if gate.verdict is not Verdict.PASS:
+            failed: ReasonCode = "gate_failed" if shows_failure(gate) else "gate_open"
+            code = failed if gate.verdict is Verdict.FAIL else "gate_without_evidence"
             told = why(gate).removeprefix(f"{gate.gate}: ")
             figures = {"gate": gate.gate, "verdict": gate.verdict.value, "reason": told}
             found.append(Reason(code, arm.name, figures))

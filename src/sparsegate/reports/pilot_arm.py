@@ -141,6 +141,18 @@ class ChangedExample:
     better: bool
 
 
+def shows_failure(gate: GateResult) -> bool:
+    """Return whether a gate failed by the optimistic end of an interval too, or by a figure that has none."""
+    for check in gate.checks:
+        if check.verdict is Verdict.FAIL:
+            interval, bound = check.interval, check.threshold
+            if interval is None or bound is None:
+                return True
+            if interval.high < bound if check.direction == "at_least" else interval.low > bound:
+                return True
+    return False
+
+
 @dataclass(frozen=True)
 class ArmResult:
     """One method with one setting.
@@ -206,12 +218,15 @@ class ArmResult:
 
     @property
     def verdict(self) -> PilotVerdict | None:
-        """What this arm alone would be; None for one that is no choice: the base model, or stopped, or failed."""
+        """What this arm alone would be; None for one that is no choice: the base model, or stopped, or failed.
+
+        A target or a gate rules an arm out where the optimistic end misses too; with more items it might be met.
+        """
         if self.state != "complete":
             return None
         standings = [check.standing for check in self.targets]
         gates = [gate.verdict for gate in self.gates]
-        if "missed" in standings or Verdict.FAIL in gates:
+        if "missed" in standings or any(map(shows_failure, self.gates)):
             return PilotVerdict.NO_GO
         if not standings or not gates or "open" in standings or not all(verdict is Verdict.PASS for verdict in gates):
             return PilotVerdict.INSUFFICIENT

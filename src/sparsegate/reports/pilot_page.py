@@ -13,12 +13,13 @@ from string import ascii_uppercase
 from sparsegate.contracts import Verdict
 from sparsegate.reports.page import SYMBOLS, page_head
 from sparsegate.reports.pilot import PilotResult
-from sparsegate.reports.pilot_arm import ArmResult, SafetyRate
+from sparsegate.reports.pilot_arm import ArmResult, SafetyRate, SizePoint
 from sparsegate.reports.pilot_evidence import assumptions, hardware, next_steps, provenance
 from sparsegate.reports.pilot_html import listed, section, table
 from sparsegate.reports.pilot_plots import Curve, Dot, curve_plot, mask_plot, pareto_plot, uncertainty, undominated
 from sparsegate.reports.pilot_words import Language, Words
 from sparsegate.reports.plots import bar_row
+from sparsegate.reports.wording import number, told
 
 
 def pilot_page(result: PilotResult, language: Language = "en") -> str:
@@ -83,8 +84,9 @@ def _reasons(result: PilotResult, words: Words) -> str:
 
 
 def _methods(result: PilotResult, words: Words, letters: dict[str, str]) -> str:
-    names = ("arm", "verdict", "accuracy", "time", "memory", "trained", "file")
+    names = ("arm", "verdict", "accuracy", "time", "memory", "file", "general")
     largest = max(result.data.sizes, default=0)
+    reference = result.arm(result.reference)
     rows = []
     for arm in result.arms:
         state = words.say("base_state") if arm.state == "base" else words.say(arm.state)
@@ -94,19 +96,38 @@ def _methods(result: PilotResult, words: Words, letters: dict[str, str]) -> str:
         answer = escape(state if verdict is None else words.say(verdict.value))
         if point is not None and 0 < point.size < largest:
             answer += f'<div class="small">{escape(words.say("examples", size=f"{point.size:,}"))}</div>'
+        about = f"<code>{escape(arm.name)}</code>"
+        if arm.trained_parameters is not None:
+            about += f", {escape(words.say('weights_trained', count=f'{arm.trained_parameters:,}'))}"
+        time = memory = ""
+        if point is not None and trains:
+            same = _same_size(reference, point.size) if arm.name != result.reference else None
+            time, memory = escape(words.seconds(point.seconds)), escape(words.size(point.peak_memory_bytes))
+            if same is not None:
+                time += _share(point.seconds, same.seconds)
+                memory += _share(point.peak_memory_bytes, same.peak_memory_bytes)
         rows.append(
             (
-                f"<b>{letters[arm.name]}</b> {escape(words.arm(arm.name))}"
-                f'<div class="small"><code>{escape(arm.name)}</code></div>',
+                f'<b>{letters[arm.name]}</b> {escape(words.arm(arm.name))}<div class="small">{about}</div>',
                 answer,
                 escape(words.mean(point.accuracy)) if point else "",
-                escape(words.seconds(point.seconds)) if point and trains else "",
-                escape(words.size(point.peak_memory_bytes)) if point and trains else "",
-                "" if arm.trained_parameters is None else f"{arm.trained_parameters:,}",
+                time,
+                memory,
                 "" if arm.artifact_bytes is None else escape(words.size(arm.artifact_bytes)),
+                "" if arm.general_perplexity is None else escape(number(arm.general_perplexity)),
             )
         )
-    return section(words.say("methods"), table([words.say(name) for name in names], rows))
+    legend = escape(words.say("methods_legend", reference=words.arm(result.reference)))
+    grid = table([words.say(name) for name in names], rows)
+    return section(words.say("methods"), f'<p class="small">{legend}</p>\n{grid}')
+
+
+def _same_size(arm: ArmResult | None, size: int) -> SizePoint | None:
+    return None if arm is None else next((point for point in arm.points if point.size == size), None)
+
+
+def _share(figure: float, whole: float) -> str:
+    return f'<div class="small">{figure / whole:.0%}</div>' if whole else ""
 
 
 def _drawn(result: PilotResult) -> list[ArmResult]:
@@ -203,7 +224,7 @@ def _gates(result: PilotResult, words: Words, letters: dict[str, str]) -> str:
     verdicts = {(arm.name, gate.gate): gate.verdict for arm in arms for gate in arm.gates}
     rows = [(escape(name), *(_symbol(verdicts.get((arm.name, name))) for arm in arms)) for name in names]
     failed = [
-        f"<b>{letters[arm.name]} {escape(gate.gate)}</b> {gate.verdict}: {escape(gate.reason)}"
+        f"<b>{letters[arm.name]}</b> {gate.verdict} {escape(told(gate))}"
         for arm in arms
         for gate in arm.gates
         if gate.verdict is not Verdict.PASS

@@ -20,6 +20,7 @@ ReasonCode = Literal[
     "target_open",
     # about a gate of the policy: figures gate, verdict, reason
     "gate_failed",
+    "gate_open",  # it failed, and with more items it might pass
     "gate_without_evidence",
     "no_gates",
     # about an arm that is out

@@ -28,7 +28,7 @@ DEFAULT_RATES: Mapping[str, tuple[float, ...]] = {
     "sparse:default": (1.9e-3, 3.8e-3),  # random columns take more than chosen ones
     "sparse:lean": (2.7e-3, 5.4e-3),
 }
-QUICK_EVALUATION, QUICK_PROMPTS = 120, 30
+QUICK_FACTOR, QUICK_EVALUATION, QUICK_PROMPTS = 2, 120, 30
 
 
 @dataclass(frozen=True)
@@ -164,17 +164,15 @@ class PilotConfig:
         )
 
     def quick(self) -> PilotConfig:
-        """Return a pilot of minutes: the reference and the first arm of ours, small sizes, one seed, one rate each.
+        """Return a pilot of minutes: the reference and the first arm of ours, one small size, one seed, one rate each.
 
-        The sizes are the smallest and at most twice that. It asks fewer samples and prompts, and has an output folder
-        of its own, beside that of the whole pilot.
+        It asks fewer samples and prompts, and has an output folder of its own, beside that of the whole pilot.
         """
         quality, data = self.quality(), self.data
         ours = next((arm for arm in self.arms if arm.partition(":")[0] == OURS), self.arms[0])
         arms = tuple(dict.fromkeys((self.reference, ours)))
         middle = {arm: sorted(quality.rates(arm))[(len(quality.rates(arm)) - 1) // 2] for arm in arms}
         limit = self.safety.limit
-        smallest, *larger = self.sizes
         return replace(
             self,
             output=f"{self.output}-quick",
@@ -182,7 +180,7 @@ class PilotConfig:
             whole=False,
             data=replace(
                 data,
-                train_sizes=(smallest, *(min(2 * smallest, size) for size in larger[:1])),
+                train_sizes=(min(QUICK_FACTOR * self.sizes[0], self.sizes[-1]),),
                 evaluation_size=min(data.evaluation_size, QUICK_EVALUATION),
             ),
             learning_rates={arm: (rate,) for arm, rate in middle.items()},

@@ -17,10 +17,11 @@ import torch
 
 from sparsegate import cli
 from sparsegate.config_file import load, shipped_config
-from sparsegate.contracts import GateContext, GateResult
+from sparsegate.contracts import GateContext, GateResult, Sample
 from sparsegate.errors import ConfigError, ExitCode, LockedError, SparsegateError
 from sparsegate.registry.connection import connect
 from sparsegate.reports.pilot import PilotResult, Price, Targets
+from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.reports.pilot_verdict import PilotVerdict
 from sparsegate.workflow.bench.quality import runner
 from sparsegate.workflow.bench.quality.config import GeneralText, QualityData
@@ -36,11 +37,12 @@ from sparsegate.workflow.bench.quality.job import (
     Probed,
     QualityJob,
 )
-from sparsegate.workflow.bench.quality.samples import split
+from sparsegate.workflow.bench.quality.samples import Split, split
 from sparsegate.workflow.bench.quality.train import run_job
 from sparsegate.workflow.lock import model_lock
 from sparsegate.workflow.pilot import evidence, run
 from sparsegate.workflow.pilot.config import PilotConfig
+from sparsegate.workflow.pilot.memory import with_memory
 from sparsegate.workflow.pilot.run import run_pilot
 from sparsegate.workflow.pilot.stopping import Standing, find_stops
 from sparsegate_gates import all_gates
@@ -413,6 +415,23 @@ def test_the_pilot_is_one_mlflow_run_with_a_nested_run_for_each_arm(config: Pilo
     steps = {metric.step for metric in client.get_metric_history(ours.info.run_id, "accuracy")}
     assert steps == {20, 40}
     assert {file.path for file in client.list_artifacts(parent, "report")} >= {"report/pilot.json", "report/pilot.md"}
+
+
+def test_memory_is_predicted_for_the_batches_that_are_trained_on_and_not_for_the_longest_sample_in_all_rows(
+    config: PilotConfig,
+) -> None:
+    lengths = (3, 3, 3, 3, 30)
+    pool = tuple(Sample(f"s{n}", " ".join(["w10"] * length), "yes") for n, length in enumerate(lengths))
+
+    def predicted(batch_size: int) -> int:
+        data = replace(config.data, train_sizes=(len(pool),))
+        asked = replace(config, data=data, batch_size=batch_size, seeds=(0,))
+        arms = [ArmResult("full", "full", "complete")]
+        told, _ = with_memory(arms, asked, base_folder=Path(config.model), parts=Split(pool, (), (), ("yes",)))
+        assert told[0].predicted_memory_bytes is not None
+        return told[0].predicted_memory_bytes
+
+    assert predicted(1) <= predicted(4) < predicted(5)
 
 
 # --- the configuration and the command ----------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsegate.data import ChatTemplate
+from sparsegate.data.datamodule import IGNORED, BatchLoader
 from sparsegate.errors import UsageError
+from sparsegate.models import load_tokenizer
 from sparsegate.reports.pilot import HardwareFit
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.sparse.cost_model import BatchShape
@@ -59,12 +62,15 @@ def _empty(folder: Path) -> PreTrainedModel:
 
 
 def _largest_batch(folder: Path, config: PilotConfig, parts: Split) -> BatchShape:
-    from transformers import AutoTokenizer
-
-    data, size = config.data, config.sizes[-1]
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    """Return the largest of the batches that the first seed trains on at the largest size."""
+    data, size, seed = config.data, config.sizes[-1], config.seeds[0]
+    tokenizer = load_tokenizer(folder)
     template = ChatTemplate(tokenizer, system_prompt=data.system_prompt, max_tokens=data.max_tokens)
-    encoded = [template.encode(sample) for sample in draw(parts.pool, size, seed=config.seeds[0])]
-    rows = min(config.batch_size, size)
-    longest = max(len(sample.prompt_ids) + len(sample.response_ids) for sample in encoded)
-    return BatchShape(rows, longest, rows * max(len(sample.response_ids) for sample in encoded))
+    encoded = [template.encode(sample) for sample in draw(parts.pool, size, seed=seed)]
+    pad_id = tokenizer.pad_token_id
+    assert isinstance(pad_id, int)
+    loader = BatchLoader(encoded, batch_size=config.batch_size, pad_id=pad_id, seed=seed)
+    batches = islice((batch for _ in range(config.epochs) for batch in loader), config.quality().num_steps(size))
+    shapes = [(*batch["labels"].shape, int((batch["labels"] != IGNORED).sum())) for batch in batches]
+    rows, width, _ = max(shapes, key=lambda shape: shape[0] * shape[1])
+    return BatchShape(rows, width, max(supervised for _, _, supervised in shapes))

@@ -207,7 +207,7 @@ def _safety(words: Words, subject: ArmResult | None) -> str:
 
 
 def _bars(words: Words, rate: SafetyRate, subject: ArmResult) -> str:
-    category = rate.category or words.say("all_categories")
+    category = rate.category.replace("_", " ") or words.say("all_categories")
     rows = []
     for name, count, filled in (("base", rate.base_count, False), (subject.name, rate.count, True)):
         text = words.say("counts", count=count, n=rate.n)

@@ -515,6 +515,7 @@ def test_the_command_writes_every_form_and_ends_with_the_answers_code(
     assert "GO, WITH CONDITIONS" in shown.out
     assert _OURS in shown.out
     assert "runs left: 0" in shown.err
+    assert "pilot.ja.html" in shown.err
     report = (Path(config.output) / "pilot.md").read_text(encoding="utf-8")
     assert "| full |" in report
     assert "a guess" in report

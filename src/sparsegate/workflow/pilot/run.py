@@ -95,6 +95,7 @@ def run_pilot(config: PilotConfig, *, quick: bool = False, ask_one: Ask = ask_pr
             result = _result(pilot, protocol.run(), runner.environment)
             files = write_reports(result, output)
             log_pilot(config, key, parent, result, files)
+            _LOG.info("reports: %s", ", ".join(map(str, files)))
     return result
 
 

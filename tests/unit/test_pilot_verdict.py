@@ -37,7 +37,7 @@ def _result(*arms: ArmResult) -> PilotResult:
         created_at="2026-11-25T00:00:00+00:00",
         quick=False,
         targets=Targets(accuracy=0.6, money=1.0),
-        data=PilotData("train.jsonl", ("a", "b"), (40,), 60, 100, 24, 24),
+        data=PilotData("train.jsonl", ("a", "b"), (40,), 60, 100, 0.5, 24, 24),
         base_model="m",
         seeds=(0,),
         arms=(ArmResult("base", "base", "base"), *arms),
@@ -148,6 +148,20 @@ def test_without_a_go_every_arm_says_what_stands_against_it_and_none_is_recommen
     assert {("full", "target_missed"), ("lora", "gate_without_evidence")} < found
     assert {("sparse:row", "arm_stopped"), ("sparse:column", "arm_failed")} < found
     assert "target_met" not in {code for _, code in found}
+
+
+def test_arms_that_are_no_better_than_the_most_frequent_label_have_learnt_nothing() -> None:
+    def told(*arms: ArmResult) -> bool:
+        result = _result(*arms)
+        assert result.nothing_learnt is ("nothing_learnt" in {reason.code for reason in result.reasons})
+        return result.nothing_learnt
+
+    def at(low: float) -> ArmResult:
+        point = SizePoint(40, Mean(0.55, None, 1), _interval(low, 0.7), (0.55,), 10.0, 10**9)
+        return _arm(targets=(_target(0.45, 0.55),), points=(point,))
+
+    assert told(at(0.45), at(0.5))  # half of the samples have the most frequent label
+    assert not told(at(0.45), at(0.51))
 
 
 def test_exit_codes_are_those_of_the_gates() -> None:

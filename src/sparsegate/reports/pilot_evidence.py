@@ -18,6 +18,8 @@ def next_steps(result: PilotResult, words: Words, subject: ArmResult | None) -> 
     steps = [words.say(f"next_{result.verdict.value}")]
     if result.quick:
         steps.append(words.say("next_full"))
+    if result.nothing_learnt:
+        steps.append(words.say("next_other_base"))
     if subject is not None:
         told = words.arm(subject.name)
         steps += [
@@ -26,7 +28,7 @@ def next_steps(result: PilotResult, words: Words, subject: ArmResult | None) -> 
             if reason.code == "rate_at_edge" and (rate := reason.figures.get("learning_rate")) is not None
         ]
         gain = subject.gain_per_doubling
-        if gain is not None:
+        if gain is not None and not result.nothing_learnt:
             key = "next_data" if gain >= _WORTHWHILE_GAIN else "next_enough_data"
             steps.append(words.say(key, arm=told, gain=f"{100 * gain:+.1f}"))
     return section(words.say("next"), listed(map(escape, steps)))

@@ -27,6 +27,7 @@ ReasonCode = Literal[
     "arm_stopped",  # size, by, accuracy, by_accuracy (both on validation samples), n
     "arm_failed",  # error
     "no_arm_finished",
+    "nothing_learnt",  # majority: the share of the most frequent label
     # conditions
     "quick",  # a quick pilot looks at less
     "few_seeds",  # seeds, wanted

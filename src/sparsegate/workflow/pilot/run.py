@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -222,12 +223,14 @@ def _arm(pilot: _Pilot, runs: ArmRuns, base: Outcome) -> ArmResult:
 
 
 def _about_data(config: PilotConfig, asked: Questions, *, validation: int) -> PilotData:
+    [(_, most)] = Counter(sample.response for sample in asked.evaluation).most_common(1)
     return PilotData(
         source=config.data.train,
         labels=tuple(asked.labels),
         sizes=config.sizes,
         validation=validation,
         evaluation=len(asked.evaluation),
+        majority=most / len(asked.evaluation),
         red_team=len(asked.red_team),
         benign=len(asked.benign),
     )

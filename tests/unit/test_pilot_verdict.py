@@ -150,6 +150,19 @@ def test_without_a_go_every_arm_says_what_stands_against_it_and_none_is_recommen
     assert "target_met" not in {code for _, code in found}
 
 
+def test_a_go_for_a_model_that_forgets_says_so_and_stays_a_go() -> None:
+    def told(after: float | None, before: float | None = 20.0) -> bool:
+        base = ArmResult("base", "base", "base", general_perplexity=before)
+        result = replace(_result(), arms=(base, _arm(general_perplexity=after)))
+        assert result.verdict is PilotVerdict.GO
+        return "forgets" in {reason.code for reason in result.reasons}
+
+    assert told(40.0)
+    assert not told(39.0)
+    assert not told(None)
+    assert not told(40.0, before=None)
+
+
 def test_arms_that_are_no_better_than_the_most_frequent_label_have_learnt_nothing() -> None:
     def told(*arms: ArmResult) -> bool:
         result = _result(*arms)

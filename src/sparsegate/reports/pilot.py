@@ -12,6 +12,8 @@ from sparsegate.reports.pilot_arm import OURS, ArmResult, shows_failure
 from sparsegate.reports.pilot_verdict import PilotVerdict, Reason, ReasonCode, TargetCheck
 from sparsegate.reports.wording import why
 
+_FORGETS = 2.0  # how many times the base's perplexity of general text is told beside a go
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -189,10 +191,17 @@ class PilotResult:
             found += [Reason("quick")] if self.quick else []
             found += [Reason("nothing_learnt", figures={"majority": self.data.majority})] if self.nothing_learnt else []
         else:
-            found = [*_judged(chosen), *chosen.conditions]
+            found = [*_judged(chosen), *chosen.conditions, *self._forgotten(chosen)]
         if not any(arm.verdict is not None for arm in self.arms):
             found.append(Reason("no_arm_finished"))
         return (*found, *(reason for arm in self.arms for reason in _reasons_out(arm)))
+
+    def _forgotten(self, arm: ArmResult) -> list[Reason]:
+        before = next((one.general_perplexity for one in self.arms if one.state == "base"), None)
+        after = arm.general_perplexity
+        if before is None or after is None or after < _FORGETS * before:
+            return []
+        return [Reason("forgets", arm.name, {"before": before, "after": after})]
 
     def arm(self, name: str) -> ArmResult | None:
         """Return an arm by its name; None if there is none."""

@@ -27,6 +27,7 @@ ReasonCode = Literal[
     "arm_stopped",  # size, by, accuracy, by_accuracy (both on validation samples), n
     "arm_failed",  # error
     "no_arm_finished",
+    "forgets",  # before, after: perplexity of general text; no condition of a go
     "nothing_learnt",  # majority: the share of the most frequent label
     # conditions
     "quick",  # a quick pilot looks at less

@@ -114,6 +114,8 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     ]
     if result.prices:
         lines.append(words.say("assume_yearly", count=result.trainings_per_year))
+    if any(len(arm.rates) > 1 for arm in result.arms):
+        lines.append(words.say("assume_rates"))
     if result.stop_rule:
         lines.append(words.say("assume_stop", rule=result.stop_rule))
     if result.projections:

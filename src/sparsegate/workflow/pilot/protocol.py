@@ -1,6 +1,7 @@
 """The protocol: the base model, a rate for each arm, then the sizes, rising, with all seeds; who can't win stops.
 
-Rates are chosen and arms are stopped by validation samples alone.
+Rates are chosen and arms are stopped by validation samples alone. An arm gets the lowest rate that is not shown to be
+worse than its best one: a few steps ask for higher rates than many do, and the higher the rate, the more is forgotten.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sparsegate.workflow.bench.quality.records import RunRecord
 from sparsegate.workflow.bench.quality.runner import Runner, judged_set
 from sparsegate.workflow.bench.quality.samples import Split
 from sparsegate.workflow.pilot.config import PilotConfig
-from sparsegate.workflow.pilot.stopping import Standing, find_stops
+from sparsegate.workflow.pilot.stopping import Standing, find_stops, is_shown_worse
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Protocol:
         return self._runner.run("base", self._config.name, 0, replace(job, probe=probe))
 
     def _choose_rate(self, arm: ArmRuns) -> None:
-        """Take the rate that does best on the validation samples with the first seed."""
+        """Take the lowest rate that is not shown to be worse than the best, on the validation samples, first seed."""
         rates = self._quality.rates(arm.name)
         if not self._is_searched(arm.name):
             arm.rate = rates[0]
@@ -133,7 +134,15 @@ class Protocol:
         arm.rate, arm.searches = search_rates(
             rates, try_rate, task=self._validation.task, expect=lambda runs: self._runner.expect(runs, steps)
         )
-        if arm.rate is None:
+        if arm.rate is not None:
+            best = _standing(self._chosen(arm), self._validation)
+            worked = [record for record in arm.searches if record.found is not None]
+            arm.rate = min(
+                record.learning_rate
+                for record in worked
+                if not is_shown_worse(_standing(record, self._validation), best)
+            )
+        else:
             self._fail(arm, f"no learning rate worked; the last said: {arm.searches[-1].error}", self._config.sizes)
 
     def _run_size(self, arms: Sequence[ArmRuns], size: int, *, left: Sequence[int]) -> None:

@@ -60,7 +60,12 @@ def find_stops(standings: Mapping[str, Standing], *, size: int, spare: str) -> d
 
 def _is_beaten(own: Standing, other: Standing) -> bool:
     no_dearer = other.seconds <= own.seconds and other.peak_memory_bytes <= own.peak_memory_bytes
-    return no_dearer and _difference(own, other).high < 0
+    return no_dearer and is_shown_worse(own, other)
+
+
+def is_shown_worse(own: Standing, other: Standing) -> bool:
+    """Return whether the upper end of the interval of the difference is below zero."""
+    return _difference(own, other).high < 0
 
 
 def _difference(own: Standing, other: Standing) -> Interval:

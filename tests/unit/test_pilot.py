@@ -198,7 +198,7 @@ def test_rates_are_tried_on_validation_samples_alone_and_finals_are_asked_them_b
     assert [(job.method, len(job.train)) for job in asked] == [(arm, 40) for arm in _ARMS]
 
 
-def test_all_runs_of_an_arm_take_the_rate_that_did_best_on_validation(config: PilotConfig) -> None:
+def test_all_runs_of_an_arm_take_the_rate_that_is_shown_to_be_best_on_validation(config: PilotConfig) -> None:
     worker = Worker(lambda job: Found(0.9 if job.learning_rate == 2e-3 else 0.7))
     result = run_pilot(config, ask_one=worker)
     assert {job.learning_rate for job in worker.jobs[4:] if job.method == _OURS} == {2e-3}
@@ -206,6 +206,18 @@ def test_all_runs_of_an_arm_take_the_rate_that_did_best_on_validation(config: Pi
     assert ours is not None
     assert [(rate.learning_rate, rate.accuracy) for rate in ours.rates] == [(1e-3, 0.7), (2e-3, 0.9), (4e-3, 0.7)]
     assert "rate_at_edge" not in {reason.code for reason in ours.conditions}
+
+
+def test_all_runs_of_an_arm_take_the_lowest_rate_that_is_not_shown_to_be_worse_than_its_best(
+    config: PilotConfig,
+) -> None:
+    accuracy = {1e-3: 0.6, 2e-3: 0.85, 4e-3: 0.9}
+    worker = Worker(lambda job: Found(accuracy.get(job.learning_rate, 0.5)))
+    result = run_pilot(config, ask_one=worker)
+    assert {job.learning_rate for job in worker.jobs if job.method == _OURS and job.seed == 1} == {2e-3}
+    ours = result.arm(_OURS)
+    assert ours is not None
+    assert ours.learning_rate == 2e-3
 
 
 def test_an_arm_that_is_beaten_at_no_more_cost_stops_and_the_reference_never_does(config: PilotConfig) -> None:

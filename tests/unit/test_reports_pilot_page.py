@@ -168,6 +168,15 @@ def test_the_answer_its_reasons_and_what_to_do_come_before_all_evidence():
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
 
 
+def test_the_judge_and_what_it_can_not_read_stand_among_the_assumptions():
+    judged = replace(gate("harmful_output"), details={"judge": "embedded"})
+    result = pilot(arms=(ARMS[0], arm("full", gates=(judged,)), arm(OURS, gates=(judged,))))
+    lines = [line for line in assumption_lines(result, Words("en", result)) if "judged by 'embedded'" in line]
+    assert len(lines) == 1
+    assert "English only" in lines[0]
+    assert not [line for line in assumption_lines(pilot(), Words("en", pilot())) if "judged by" in line]
+
+
 def test_where_nothing_was_learnt_the_page_names_another_base_model_and_no_more_of_the_same_data():
     worse = arm(OURS, targets=(TargetCheck("accuracy", 0.95, "at_least", 0.828, interval(0.828, 0.03), 480),))
     learnt = pilot(arms=(ARMS[0], worse))

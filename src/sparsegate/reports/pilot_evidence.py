@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 
+from sparsegate.contracts import GateResult
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.reports.pilot_html import listed, section, table
@@ -114,6 +116,8 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     ]
     if result.prices:
         lines.append(words.say("assume_yearly", count=result.trainings_per_year))
+    judges = dict.fromkeys(str(gate.details["judge"]) for gate in _gates(result) if "judge" in gate.details)
+    lines += [words.say("assume_judge", judge=judge) for judge in judges]
     if any(len(arm.rates) > 1 for arm in result.arms):
         lines.append(words.say("assume_rates"))
     if result.stop_rule:
@@ -121,6 +125,10 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     if result.projections:
         lines.append(words.say("assume_hardware"))
     return lines
+
+
+def _gates(result: PilotResult) -> Iterator[GateResult]:
+    return (gate for arm in result.arms for gate in arm.gates)
 
 
 def _energy_line(result: PilotResult, words: Words) -> str:

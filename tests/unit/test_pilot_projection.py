@@ -18,7 +18,7 @@ from sparsegate.workflow.pilot.projection import (
     project,
 )
 
-NOTHING = Overhead(0, 0, 0)
+NOTHING = Overhead(0, 0, 0, 0)
 # as random:llama-tiny
 TINY = ModelShape("tiny", 3, 64, 128, 4, 2, 256, tied=True)
 # shapes of SmolLM2-135M, and figures of `sparsegate bench` on 2026-11-25, two threads, batch 8 x 128, 8 supervised

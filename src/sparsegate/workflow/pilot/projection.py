@@ -33,18 +33,22 @@ _ADAPTER_BYTES = 16  # PEFT's adapters are fp32: value, gradient, two moments
 
 
 class Overhead(NamedTuple):
-    """What comes on top of tensors: once, for each byte of kept activations, and the same if the heap is trimmed."""
+    """What comes on top of tensors: once, and for each byte of kept activations.
+
+    ``trimmed`` is for a heap that is trimmed, ``full`` for full fine-tuning, whose gradients fill holes in it.
+    """
 
     fixed_bytes: float
     per_activation: float
     per_activation_trimmed: float
+    per_activation_full: float
 
 
-# measured on 2026-11-25 (CONTRIBUTING.md): libraries and their buffers; temporaries, and the holes that they leave in
-# glibc's heap
-CPU_PROCESS = Overhead(600e6, 0.70, 0.10)
+# measured on 2026-11-25 and 30 (CONTRIBUTING.md): libraries and their buffers; temporaries, and the holes that they
+# leave in glibc's heap
+CPU_PROCESS = Overhead(600e6, 0.70, 0.10, 0.45)
 # not measured: the CUDA context and its libraries; temporaries, and blocks that torch's allocator can't use again
-CUDA_DEVICE = Overhead(1e9, 0.15, 0.15)
+CUDA_DEVICE = Overhead(1e9, 0.15, 0.15, 0.15)
 
 
 class MemoryEstimate(NamedTuple):
@@ -192,7 +196,9 @@ def estimate_memory(
         plan: dict[str, Any] = {"first_layer": min(int(costs.num_layers * share + 1e-9), costs.num_layers - 1)}
         plan["density"] = setting.density
         state, activations = costs.state_bytes(**plan), costs.activation_bytes(**plan)
-    per_activation = overhead.per_activation_trimmed if setting.trim else overhead.per_activation
+    per_activation = overhead.per_activation_full if name in _FULL else overhead.per_activation
+    if setting.trim:
+        per_activation = overhead.per_activation_trimmed
     return MemoryEstimate(
         weights=weights,
         state=state,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
 
-from sparsegate.contracts import GateResult
 from sparsegate.reports.pilot import PilotResult
 from sparsegate.reports.pilot_arm import ArmResult
 from sparsegate.reports.pilot_html import listed, section, table
@@ -116,7 +114,8 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     ]
     if result.prices:
         lines.append(words.say("assume_yearly", count=result.trainings_per_year))
-    judges = dict.fromkeys(str(gate.details["judge"]) for gate in _gates(result) if "judge" in gate.details)
+    details = [gate.details for arm in result.arms for gate in arm.gates]
+    judges = dict.fromkeys(str(detail["judge"]) for detail in details if "judge" in detail)
     lines += [words.say("assume_judge", judge=judge) for judge in judges]
     if any(len(arm.rates) > 1 for arm in result.arms):
         lines.append(words.say("assume_rates"))
@@ -125,10 +124,6 @@ def assumption_lines(result: PilotResult, words: Words) -> list[str]:
     if result.projections:
         lines.append(words.say("assume_hardware"))
     return lines
-
-
-def _gates(result: PilotResult) -> Iterator[GateResult]:
-    return (gate for arm in result.arms for gate in arm.gates)
 
 
 def _energy_line(result: PilotResult, words: Words) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,7 @@ def _largest_batch(folder: Path, config: PilotConfig, parts: Split) -> BatchShap
     pad_id = tokenizer.pad_token_id
     assert isinstance(pad_id, int)
     loader = BatchLoader(encoded, batch_size=config.batch_size, pad_id=pad_id, seed=seed)
-    batches = islice((batch for _ in range(config.epochs) for batch in loader), config.quality().num_steps(size))
-    shapes = [(*batch["labels"].shape, int((batch["labels"] != IGNORED).sum())) for batch in batches]
+    labels = [batch["labels"] for _ in range(config.epochs) for batch in loader]
+    shapes = [(*one.shape, int((one != IGNORED).sum())) for one in labels]
     rows, width, _ = max(shapes, key=lambda shape: shape[0] * shape[1])
     return BatchShape(rows, width, max(supervised for _, _, supervised in shapes))

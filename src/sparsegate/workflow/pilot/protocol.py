@@ -134,16 +134,13 @@ class Protocol:
         arm.rate, arm.searches = search_rates(
             rates, try_rate, task=self._validation.task, expect=lambda runs: self._runner.expect(runs, steps)
         )
-        if arm.rate is not None:
-            best = _standing(self._chosen(arm), self._validation)
-            worked = [record for record in arm.searches if record.found is not None]
-            arm.rate = min(
-                record.learning_rate
-                for record in worked
-                if not is_shown_worse(_standing(record, self._validation), best)
-            )
-        else:
+        if arm.rate is None:
             self._fail(arm, f"no learning rate worked; the last said: {arm.searches[-1].error}", self._config.sizes)
+            return
+        worked = [record for record in arm.searches if record.found is not None]
+        standings = {record.learning_rate: _standing(record, self._validation) for record in worked}
+        best = standings[arm.rate]
+        arm.rate = min(rate for rate, standing in standings.items() if not is_shown_worse(standing, best))
 
     def _run_size(self, arms: Sequence[ArmRuns], size: int, *, left: Sequence[int]) -> None:
         """Run all seeds of the arms that run on; in turn, so that a drift of the machine is shared by all."""
